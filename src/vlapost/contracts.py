@@ -1,0 +1,196 @@
+"""The data that flows between simulator, policy, experience and algorithms, and the two interfaces they meet at.
+
+Shape legend (used as a suffix where a shape is not obvious, `reward_TE`):
+
+    T  control steps of an episode (80)        E  episodes simulated side by side
+    B  samples of a minibatch                  A  action dimensions = action tokens (7)
+    V  action vocabulary (256 bins)            H, W  image height and width in pixels
+
+Every batch is a frozen dataclass with its own `.to(device)`: Lightning moves batches by calling it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+ACTION_DIM = 7
+ACTION_BINS = 256
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy sees.
+
+    image: `[B, H, W, 3]` uint8, RGB, greenscreen already composited.
+    instruction: B sentences, for example "put carrot on plate".
+    """
+
+    image: Tensor
+    instruction: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    def to(self, device: torch.device | str) -> Observation:
+        """Move the image; the sentences stay."""
+        return replace(self, image=self.image.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The study's four measures at one control step (spec: success is instantaneous, the others are latched).
+
+    success: `[E]` bool, the object stands on its receptacle now.
+    success_once: `[E]` bool, success at any step since reset.
+    grasp: `[E]` bool, the right object was held at any step since reset.
+    consecutive_grasp: `[E]` bool, it was held for five evaluations in a row at any time since reset.
+    """
+
+    success: Tensor
+    success_once: Tensor
+    grasp: Tensor
+    consecutive_grasp: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """Outcome of one control step (0.2 s).
+
+    observation: what the policy sees next.
+    reward: `[E]` float32, difference of the stage potential.
+    metrics: the measures after this step.
+    truncated: the 80-step limit was reached, for all episodes at once.
+    """
+
+    observation: Observation
+    reward: Tensor
+    metrics: Metrics
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """One decision per observation.
+
+    action_tokens: `[B, A]` int64 in 0..255, the bin index of each action dimension, counted from the LOWEST value
+        (bin 0 is -1, bin 255 is +1; the vocabulary id is `31999 - bin`).
+    logprob: `[B]` float32, log-probability of the seven tokens under the distribution they were drawn from.
+    value: `[B]` float32, the critic's estimate; zeros where the policy has no critic.
+    """
+
+    action_tokens: Tensor
+    logprob: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class PolicyEvaluation:
+    """Given actions judged by the current weights (training forward).
+
+    logprob: `[B, A]` float32 per action token. entropy: `[B, A]` float32. value: `[B]` float32.
+    """
+
+    logprob: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Finished on-policy episodes of equal length, before they are cut into minibatches.
+
+    image: `[T, E, H, W, 3]` uint8, before each action. instruction: E sentences.
+    action_tokens: `[T, E, A]` int64. logprob, value, reward: `[T, E]` float32.
+    last_value: `[E]` float32, the critic's estimate after the last step (for bootstrapping at truncation).
+    metrics: the measures at the last step. episode_id: `[E]` int64.
+    """
+
+    image: Tensor
+    instruction: tuple[str, ...]
+    action_tokens: Tensor
+    logprob: Tensor
+    value: Tensor
+    reward: Tensor
+    last_value: Tensor
+    metrics: Metrics
+    episode_id: Tensor
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """A minibatch of on-policy samples.
+
+    action_tokens: `[B, A]`. logprob, value, advantage, return_: `[B]` float32, all from the behaviour policy.
+    """
+
+    observation: Observation
+    action_tokens: Tensor
+    logprob: Tensor
+    value: Tensor
+    advantage: Tensor
+    return_: Tensor
+
+    def __len__(self) -> int:
+        return len(self.observation)
+
+    def to(self, device: torch.device | str) -> RolloutBatch:
+        """Move every tensor."""
+        tensors = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("action_tokens", "logprob", "value", "advantage", "return_")
+        }
+        return replace(self, observation=self.observation.to(device), **tensors)
+
+
+@dataclass(frozen=True)
+class DemoBatch:
+    """A minibatch of demonstrated actions: `action_tokens` `[B, A]` int64 bins for `observation`."""
+
+    observation: Observation
+    action_tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.observation)
+
+    def to(self, device: torch.device | str) -> DemoBatch:
+        """Move every tensor."""
+        return replace(
+            self,
+            observation=self.observation.to(device),
+            action_tokens=self.action_tokens.to(device, non_blocking=True),
+        )
+
+
+class Policy(Protocol):
+    """What rollouts and algorithms ask of a policy."""
+
+    def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
+        """Choose actions. `noise` is Gumbel noise `[B, A, V]` (the caller owns the random numbers); None is greedy."""
+
+    def evaluate(self, observation: Observation, action_tokens: Tensor) -> PolicyEvaluation:
+        """Log-probabilities, entropy and value of given actions, with gradients."""
+
+    def decode(self, action_tokens: Tensor) -> Tensor:
+        """Bins `[B, A]` to un-normalised actions `[B, A]` float32 as the controller wants them."""
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Un-normalised actions `[B, A]` to bins `[B, A]`; the mirror of `decode` up to quantisation."""
+
+
+class VectorEnv(Protocol):
+    """E scenes stepped together, on CPU (scenes in this process) or on GPU (parallel scenes)."""
+
+    num_envs: int
+
+    def reset(self, episode_ids: Tensor) -> Observation:
+        """Start the given episodes, `[E]` int64 ids of the environment's index space."""
+
+    def step(self, action: Tensor) -> Step:
+        """Apply `[E, A]` float32 actions: metres and radians in the robot base frame, gripper +1 open / -1 closed."""
+
+    def close(self) -> None:
+        """Free simulator and renderer."""
