@@ -165,14 +165,33 @@ class DemoBatch:
         )
 
 
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """Finished held-out episodes. metrics: name -> `[B]` (success_end, success_once, grasp, consecutive_grasp)."""
+
+    metrics: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.metrics.values())))
+
+    def to(self, device: torch.device | str) -> EpisodeBatch:
+        """Move every tensor."""
+        return EpisodeBatch({name: value.to(device) for name, value in self.metrics.items()})
+
+
 class Policy(Protocol):
     """What rollouts and algorithms ask of a policy."""
 
     def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
         """Choose actions. `noise` is Gumbel noise `[B, A, V]` (the caller owns the random numbers); None is greedy."""
 
-    def evaluate(self, observation: Observation, action_tokens: Tensor) -> PolicyEvaluation:
-        """Log-probabilities, entropy and value of given actions, with gradients."""
+    def evaluate(
+        self, observation: Observation, action_tokens: Tensor, temperature: float = 1.0
+    ) -> PolicyEvaluation:
+        """Log-probabilities, entropy and value of given actions at that temperature, with gradients."""
+
+    def value(self, observation: Observation) -> Tensor:
+        """The critic's estimate `[B]`; zeros where the policy has no critic."""
 
     def decode(self, action_tokens: Tensor) -> Tensor:
         """Bins `[B, A]` to un-normalised actions `[B, A]` float32 as the controller wants them."""

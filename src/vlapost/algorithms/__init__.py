@@ -1,0 +1,1 @@
+"""One page per learning rule; each a pure loss and a LightningModule."""

@@ -1,0 +1,72 @@
+"""What the learning rules share: the optimiser, an adapter-sized checkpoint, and averaging of held-out episodes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from vlapost.config import OptimConfig
+from vlapost.contracts import EpisodeBatch, Policy
+
+
+class PolicyModule(L.LightningModule):
+    """A policy with its optimiser. Subclasses add `training_step`, and nothing here needs their `super()`.
+
+    A Lightning epoch is one iteration (one rollout or one block of demonstrations); a batch is one minibatch.
+    Checkpoints hold the trainable tensors only: the base model stays in its own folder.
+    """
+
+    def __init__(self, policy: Policy, optim: OptimConfig):
+        super().__init__()
+        self.policy = policy
+        self.optim = optim
+        self.strict_loading = False
+
+    def configure_optimizers(self) -> Any:
+        """One AdamW, a parameter group each for adapter and critic (paper: two AdamW of the same settings)."""
+        policy = cast(Any, self.policy)
+        groups = [{"params": list(policy.adapter_parameters()), "lr": self.optim.lr, "name": "adapter"}]
+        critic = list(policy.critic_parameters())
+        if critic:
+            groups.append({"params": critic, "lr": self.optim.value_lr, "name": "critic"})
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.optim.weight_decay)
+        steps = self.optim.warmup_steps
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable tensors only."""
+        trainable = {name for name, p in cast(nn.Module, self).named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+
+    def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
+        """Average finished held-out episodes; simulating them is the datamodule's work."""
+        for name, value in batch.metrics.items():
+            self.log(
+                f"val/{name}", value.float().mean(), on_epoch=True, sync_dist=True, batch_size=len(batch)
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient's size before it is clipped, and refuse a step that is not finite."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not bool(torch.isfinite(norm)):
+            optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(
+                f"The gradient is not finite at optimiser step {self.global_step}; "
+                "the last checkpoint is untouched. Lower optim.lr or look at the last rollout."
+            )
+        self.log("train/grad_norm", norm)
+
+
+def reduced_mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation of `x` over all processes, float64 sums."""
+    x = x.double()
+    sums = torch.stack([x.sum(), x.square().sum(), torch.tensor(float(x.numel()), device=x.device)])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+    mean = sums[0] / sums[2]
+    return mean.float(), (sums[1] / sums[2] - mean.square()).clamp_min(0).sqrt().float()

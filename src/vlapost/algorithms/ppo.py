@@ -1,0 +1,132 @@
+"""PPO with a shared actor-critic: the value head reads h0, the hidden state that predicts the first action token.
+
+    make train-ppo
+
+Paper Section 3.2 and Appendix A. What differs from the public code of the study, and how to get its behaviour:
+
+* all RL scalars are float32; there they pass through bfloat16, which adds up to 3 % noise to the ratio;
+* the policy loss has its written weight; there a broadcast multiplies it by seven (`algorithm.policy_coef=7`);
+* the recorded log-probability is that of the distribution sampled from; there sampling silently keeps the top 50;
+* the value of the image after the last step is used only with `algorithm.bootstrap_truncation=true`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlapost.algorithms.base import PolicyModule, reduced_mean_std
+from vlapost.config import AlgorithmConfig, OptimConfig
+from vlapost.contracts import DemoBatch, Policy, Rollout, RolloutBatch
+
+
+def gae(
+    reward_TE: Tensor, value_TE: Tensor, last_value_E: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over episodes that all end at T (Schulman et al. 2016, eq. 16).
+
+    `last_value_E` is the value after the last step: zeros treat the time limit as an end.
+    Returns advantage and return (advantage + value), both `[T, E]`.
+    """
+    advantage_TE = torch.zeros_like(reward_TE)
+    v_tp1, a_tp1 = last_value_E, torch.zeros_like(last_value_E)
+    for t in reversed(range(len(reward_TE))):
+        # TD error: r_t + gamma * V(s_{t+1}) - V(s_t)
+        delta = reward_TE[t] + gamma * v_tp1 - value_TE[t]
+        a_tp1 = advantage_TE[t] = delta + gamma * lam * a_tp1
+        v_tp1 = value_TE[t]
+    return advantage_TE, advantage_TE + value_TE
+
+
+class Surrogate(NamedTuple):
+    """Policy loss and its measures, scalars."""
+
+    loss: Tensor
+    kl: Tensor
+    clip_fraction: Tensor
+    ratio: Tensor
+
+
+def clipped_surrogate(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip: float) -> Surrogate:
+    """-mean min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = pi/pi_old; all inputs `[B]` (paper eq. 1).
+
+    `kl` is the low-variance estimate of KL(old || new): mean((rho - 1) - log rho).
+    """
+    log_ratio = logprob - old_logprob
+    ratio = log_ratio.exp()
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    with torch.no_grad():
+        kl = ((ratio - 1) - log_ratio).mean()
+        clipped = ((ratio - 1).abs() > clip).float().mean()
+    return Surrogate(loss, kl, clipped, ratio.detach().mean())
+
+
+def clipped_value_loss(value: Tensor, old_value: Tensor, return_: Tensor, clip: float, delta: float) -> Tensor:
+    """Mean of the larger Huber loss of the new value and of the new value kept within `clip` of the old."""
+    near = old_value + (value - old_value).clamp(-clip, clip)
+    huber = torch.maximum(
+        F.huber_loss(value, return_, reduction="none", delta=delta),
+        F.huber_loss(near, return_, reduction="none", delta=delta),
+    )
+    return huber.mean()
+
+
+class PPO(PolicyModule):
+    """Proximal policy optimisation on action log-probabilities (sum over the seven tokens)."""
+
+    def __init__(self, policy: Policy, algorithm: AlgorithmConfig, optim: OptimConfig, temperature: float):
+        super().__init__(policy, optim)
+        self.algorithm = algorithm
+        self.temperature = temperature
+        self.stopped = False
+
+    def advantage(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Advantage (normalised over the buffers of all processes) and return of a rollout, `[T, E]` each."""
+        a = self.algorithm
+        last_value = rollout.last_value * float(a.bootstrap_truncation)
+        advantage, return_ = gae(rollout.reward, rollout.value, last_value, a.gamma, a.gae_lambda)
+        if a.normalise_advantage:
+            mean, std = reduced_mean_std(advantage)
+            advantage = (advantage - mean) / (std + 1e-5)
+        return advantage, return_
+
+    def on_train_epoch_start(self) -> None:
+        """A new rollout: updates are allowed again."""
+        self.stopped = False
+
+    def training_step(self, batch: RolloutBatch | DemoBatch, batch_idx: int) -> Tensor:
+        """One minibatch of the current rollout, or of demonstrations where the schedule mixes them in."""
+        a, size = self.algorithm, len(batch)
+        new = self.policy.evaluate(batch.observation, batch.action_tokens, self.temperature)
+        if isinstance(batch, DemoBatch):
+            loss = -new.logprob.mean()
+            self.log("train/imitation_loss", loss, batch_size=size)
+            return a.imitation_coef * loss + 0.0 * new.value.sum()
+        policy = clipped_surrogate(new.logprob.sum(-1), batch.logprob, batch.advantage, a.clip)
+        value_loss = clipped_value_loss(new.value, batch.value, batch.return_, a.value_clip, a.huber_delta)
+        entropy = new.entropy.mean()
+        loss = a.policy_coef * policy.loss + a.value_coef * value_loss - a.entropy_coef * entropy
+        measures = {
+            "policy_loss": policy.loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "kl": policy.kl,
+            "clip_fraction": policy.clip_fraction,
+            "ratio": policy.ratio,
+            "value_mean": new.value.mean(),
+            "return_mean": batch.return_.mean(),
+        }
+        if batch_idx == 0:
+            measures["ratio_first"] = policy.ratio
+        self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=size)
+        return loss * self._still_updating(policy.kl)
+
+    def _still_updating(self, kl: Tensor) -> float:
+        """1, or 0 for the rest of the iteration once the KL of any minibatch passed `target_kl`, on every process."""
+        if self.algorithm.target_kl > 0 and not self.stopped:
+            worst = self.all_gather(kl).max()
+            self.stopped = bool(worst > self.algorithm.target_kl)
+        return 0.0 if self.stopped else 1.0
