@@ -1,0 +1,57 @@
+# Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
+.DEFAULT_GOAL := help
+.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean
+
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+PORT ?= 6006
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Settings: ARGS="key=value ..." (every key is explained in conf/base.yaml)'
+
+setup:  ## Install everything into .venv, and the Vulkan driver the simulator draws with
+	@scripts/setup.sh
+
+$(INSTALLED): setup.cfg scripts/setup.sh
+	@scripts/setup.sh
+
+doctor: $(INSTALLED)  ## Check this machine and say in plain words what is missing
+	@$(PYTHON) -m vlapost.doctor
+
+demos: $(INSTALLED)  ## Collect demonstrations with the motion planner
+	@$(PYTHON) -m vlapost.collect_demos $(ARGS)
+
+pretrain: $(INSTALLED)  ## Pretrain the small model
+	@$(PYTHON) -m vlapost.pretrain $(ARGS)
+
+train-sft: $(INSTALLED)  ## Supervised fine-tuning on demonstrations
+	@$(PYTHON) -m vlapost.train sft $(ARGS)
+
+train-ppo: $(INSTALLED)  ## Reinforcement learning with PPO, with all stages before it
+	@$(PYTHON) -m vlapost.recipe ppo $(ARGS)
+
+evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapter=FOLDER evaluation.temperature=0.6"
+	@$(PYTHON) -m vlapost.evaluate $(ARGS)
+
+tensorboard: $(INSTALLED)  ## Curves and videos in the browser, on port 6006 or PORT=...
+	@$(PYTHON) scripts/tensorboard.py $(PORT)
+
+test: $(INSTALLED)  ## All tests
+	@$(PYTHON) -m pytest $(ARGS)
+
+check: $(INSTALLED)  ## Formatting, lint and types; changes nothing
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+format: $(INSTALLED)  ## Format the code and mend what lint can mend
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+benchmark: $(INSTALLED)  ## Speed of simulator, rollouts and learning on this machine
+	@$(PYTHON) -m benchmarks.run $(ARGS)
+
+clean:  ## Remove caches (data/, models/, lightning_logs/ and .venv stay)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache build
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
