@@ -24,6 +24,7 @@ class PolicyModule(L.LightningModule):
         self.policy = policy
         self.optim = optim
         self.strict_loading = False
+        self.stopped = False  # set by a learning rule that wants no further update in this iteration
 
     def configure_optimizers(self) -> Any:
         """One AdamW, a parameter group each for adapter and critic (paper: two AdamW of the same settings)."""
@@ -50,7 +51,10 @@ class PolicyModule(L.LightningModule):
             )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's size before it is clipped, and refuse a step that is not finite."""
+        """Log the gradient's size before it is clipped; refuse a step that is not finite or not wanted."""
+        if self.stopped:
+            optimizer.zero_grad(set_to_none=True)  # AdamW leaves parameters without a gradient as they are
+            return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         if not bool(torch.isfinite(norm)):

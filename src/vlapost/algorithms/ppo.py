@@ -64,7 +64,9 @@ def clipped_surrogate(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, c
     return Surrogate(loss, kl, clipped, ratio.detach().mean())
 
 
-def clipped_value_loss(value: Tensor, old_value: Tensor, return_: Tensor, clip: float, delta: float) -> Tensor:
+def clipped_value_loss(
+    value: Tensor, old_value: Tensor, return_: Tensor, clip: float, delta: float
+) -> Tensor:
     """Mean of the larger Huber loss of the new value and of the new value kept within `clip` of the old."""
     near = old_value + (value - old_value).clamp(-clip, clip)
     huber = torch.maximum(
@@ -81,7 +83,6 @@ class PPO(PolicyModule):
         super().__init__(policy, optim)
         self.algorithm = algorithm
         self.temperature = temperature
-        self.stopped = False
 
     def advantage(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Advantage (normalised over the buffers of all processes) and return of a rollout, `[T, E]` each."""
@@ -122,11 +123,6 @@ class PPO(PolicyModule):
         if batch_idx == 0:
             measures["ratio_first"] = policy.ratio
         self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=size)
-        return loss * self._still_updating(policy.kl)
-
-    def _still_updating(self, kl: Tensor) -> float:
-        """1, or 0 for the rest of the iteration once the KL of any minibatch passed `target_kl`, on every process."""
-        if self.algorithm.target_kl > 0 and not self.stopped:
-            worst = self.all_gather(kl).max()
-            self.stopped = bool(worst > self.algorithm.target_kl)
-        return 0.0 if self.stopped else 1.0
+        if a.target_kl > 0 and not self.stopped:  # all processes stop together
+            self.stopped = bool(self.all_gather(policy.kl).max() > a.target_kl)
+        return loss

@@ -1,0 +1,91 @@
+"""Where settings become parts: the only file in which simulator, policy, experience and algorithms meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlapost.algorithms.base import PolicyModule
+from vlapost.algorithms.ppo import PPO
+from vlapost.algorithms.sft import SFT
+from vlapost.config import ROOT, Config, UserError
+from vlapost.contracts import VectorEnv
+from vlapost.envs import episodes
+from vlapost.envs.vector import make_env
+from vlapost.evaluation.episodes import run_episodes
+from vlapost.experience.datamodule import ExperienceModule
+from vlapost.experience.demos import DemoDataset
+from vlapost.policies.policy import OpenVLAPolicy, load_policy
+
+
+def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
+    """The policy with its adapter; relative paths in the settings are relative to the repository."""
+    dtype = torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
+    return load_policy(config.policy, device, dtype)
+
+
+def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:
+    """The learning rule named by `algorithm.name`."""
+    if config.algorithm.name == "sft":
+        return SFT(policy, config.optim)
+    if config.algorithm.name == "ppo":
+        return PPO(policy, config.algorithm, config.optim, config.experience.temperature)
+    raise UserError(f"algorithm.name is '{config.algorithm.name}'; it must be sft or ppo.")
+
+
+def build_experience(config: Config, policy: OpenVLAPolicy, module: PolicyModule) -> ExperienceModule:
+    """Rollouts of this policy, judged by this module, and the stored demonstrations."""
+    advantage = module.advantage if isinstance(module, PPO) else None
+    return ExperienceModule(
+        config,
+        policy,
+        advantage,
+        PlaceOnPlate(config, policy),
+        lambda: open_demos(config),
+        episodes.held_out(config.env.id, config.env.obj_set),
+    )
+
+
+def open_demos(config: Config) -> DemoDataset:
+    """The stored demonstrations, filtered as the settings say."""
+    d = config.demos
+    return DemoDataset(ROOT / d.path, d.filter, d.min_translation, d.min_rotation, d.episodes)
+
+
+def run_folder(config: Config) -> Path:
+    """lightning_logs/<run>."""
+    return ROOT / "lightning_logs" / config.run
+
+
+class PlaceOnPlate:
+    """The benchmark's scenes for one process: training starts that are never held out, and held-out episodes."""
+
+    def __init__(self, config: Config, policy: OpenVLAPolicy):
+        self.config, self.policy = config, policy
+        self.setup = episodes.setup(config.env.id, config.env.obj_set)
+        self.exclude = episodes.held_out(config.env.id, config.env.obj_set)
+
+    def make(self) -> VectorEnv:
+        """Build the scenes."""
+        return make_env(self.config.env)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform training episode ids `[count]`."""
+        return episodes.draw(self.setup, count, generator, self.exclude)
+
+    def evaluate(
+        self, env: VectorEnv, ids: list[int], record: int
+    ) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+        """Run `ids`, `env.num_envs` at a time; a short last group is filled with repeats that are dropped."""
+        temperature = self.config.evaluation.temperature
+        for start in range(0, len(ids), env.num_envs):
+            group = ids[start : start + env.num_envs]
+            results = run_episodes(
+                self.policy, env, group, temperature, self.config.seed, max(0, record - start)
+            )
+            names = ("success_end", "success_once", "grasp", "consecutive_grasp")
+            metrics = {name: torch.tensor([getattr(r, name) for r in results]) for name in names}
+            yield metrics, [torch.as_tensor(r.frames) for r in results if r.frames is not None]

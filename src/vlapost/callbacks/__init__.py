@@ -1,0 +1,1 @@
+"""Watchers: they log, show and save, and take no part in learning."""

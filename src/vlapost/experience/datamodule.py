@@ -1,0 +1,187 @@
+"""The LightningDataModule that alternates online rollouts and replayed demonstrations.
+
+It holds the simulator, the stored demonstrations, and the numbers a person wants to see about both (`stats`). It asks
+`current_epoch` which source is due, and nothing else of the Trainer. The policy and the advantage are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from vlapost.config import Config, UserError
+from vlapost.contracts import DemoBatch, EpisodeBatch, Observation, Policy, Rollout, VectorEnv
+from vlapost.experience.augment import augment
+from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
+from vlapost.experience.collect import Stopwatch, collect
+
+METRICS = ("success_end", "success_once", "grasp", "consecutive_grasp")
+
+
+class Demos(Protocol):
+    """What is asked of stored demonstrations."""
+
+    actions: Tensor
+
+    def observation(self, index: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+        """Images `[B, H, W, 3]` uint8 and sentences of the samples `index`."""
+
+
+class Simulation(Protocol):
+    """What a run needs of the simulator: scenes, training starts, and held-out episodes run to their end."""
+
+    def make(self) -> VectorEnv:
+        """Build the scenes of this process."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` training episode ids, never held out."""
+
+    def evaluate(
+        self, env: VectorEnv, ids: list[int], record: int
+    ) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+        """Run held-out episodes `ids`; yields metrics `[B]` and the frames `[T, H, W, 3]` of the first `record`."""
+
+
+class ExperienceModule(L.LightningDataModule):
+    """Rollouts and demonstrations, one source per iteration, in the order of `experience.schedule`."""
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        advantage: Callable[[Rollout], tuple[Tensor, Tensor]] | None,
+        simulation: Simulation,
+        open_demos: Callable[[], Demos],
+        held_out: Tensor,
+    ):
+        super().__init__()
+        self.config, self.policy, self.advantage = config, policy, advantage
+        self.simulation, self.open_demos, self.held_out = simulation, open_demos, held_out
+        self.env: VectorEnv | None = None
+        self.watch = Stopwatch()
+        self.env_steps = 0
+        self.stats: dict[str, float] = {}
+        self.videos: list[Tensor] = []
+        self.on_step: Callable[[int], None] = lambda steps: None  # a progress bar may listen
+
+    # ---- what Lightning calls
+
+    def setup(self, stage: str) -> None:
+        """Open demonstrations and build scenes, each only where the run uses them."""
+        c = self.config
+        if "demos" in c.experience.schedule:
+            demos = self.open_demos()
+            tokens = self.policy.encode(demos.actions)
+
+            def make(index: Tensor, generator: torch.Generator) -> DemoBatch:
+                image, sentences = demos.observation(index)
+                if c.experience.augment:
+                    image = augment(image, generator)
+                return DemoBatch(Observation(image, sentences), tokens[index])
+
+            self.make_demo_batch, self.demo_count = make, len(tokens)
+        if "rollout" in c.experience.schedule:
+            check_batches(c)
+        if "rollout" in c.experience.schedule or c.trainer.eval_every:
+            self.env = self.simulation.make()
+
+    def train_dataloader(self) -> Minibatches | DemoBatches[DemoBatch]:
+        """The source that is due; Lightning asks once per epoch (`reload_dataloaders_every_n_epochs=1`)."""
+        c, e = self.config, self.config.experience
+        assert self.trainer is not None
+        iteration, rank, world = self.trainer.current_epoch, self.trainer.global_rank, self.trainer.world_size
+        self.watch.seconds.clear()
+        if e.schedule[iteration % len(e.schedule)] == "demos":
+            turn, places = divmod(iteration, len(e.schedule))
+            done = turn * e.schedule.count("demos") + e.schedule[:places].count("demos")
+            return DemoBatches(
+                self.make_demo_batch, self.demo_count, e.demo_steps, c.optim.batch_size,
+                done, rank, world, c.seed, self.watch,
+            )  # fmt: skip
+        assert self.advantage is not None
+        generator = seeded(c.seed, iteration, rank)
+        return Minibatches(
+            lambda: self._rollout(generator, world), self.advantage, samples(c), c.optim.batch_size, e.passes,
+            generator, self.watch,
+        )  # fmt: skip
+
+    def val_dataloader(self) -> HeldOutEpisodes:
+        """Held-out episodes of this process."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        ids = self.held_out[: self.config.trainer.eval_episodes].tolist()[rank::world]
+        self.videos = []
+        return HeldOutEpisodes(self, ids, record=self.config.trainer.video_episodes if rank == 0 else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random numbers follow from (seed, iteration, process); only the counter is state."""
+        return {"env_steps": self.env_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the counter."""
+        self.env_steps = state_dict["env_steps"]
+
+    def teardown(self, stage: str) -> None:
+        """Free the simulator."""
+        if self.env is not None:
+            self.env.close()
+            self.env = None
+
+    # ---- rollouts
+
+    def _rollout(self, generator: torch.Generator, world: int) -> Rollout:
+        c = self.config
+        assert self.env is not None
+        ids = self.simulation.draw(c.experience.rounds * self.env.num_envs, generator)
+        rollout = collect(
+            self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step
+        )
+        self.env_steps += rollout.reward.numel() * world
+        m = rollout.metrics
+        self.stats = {
+            "success_end": float(m.success.float().mean()),
+            "success_once": float(m.success_once.float().mean()),
+            "grasp": float(m.grasp.float().mean()),
+            "consecutive_grasp": float(m.consecutive_grasp.float().mean()),
+            "return": float(rollout.reward.sum(0).mean()),
+            "value_error": float((rollout.reward.flip(0).cumsum(0).flip(0) - rollout.value).square().mean()),
+        }
+        return rollout
+
+
+class HeldOutEpisodes:
+    """Sized, lazy iterable of finished held-out episodes, `env.num_envs` at a time."""
+
+    def __init__(self, data: ExperienceModule, ids: list[int], record: int):
+        self.data, self.ids, self.record = data, ids, record
+
+    def __len__(self) -> int:
+        assert self.data.env is not None
+        return -(-len(self.ids) // self.data.env.num_envs)
+
+    def __iter__(self) -> Iterator[EpisodeBatch]:
+        env = self.data.env
+        assert env is not None
+        for metrics, frames in self.data.simulation.evaluate(env, self.ids, self.record):
+            self.data.videos.extend(frames)
+            yield EpisodeBatch(metrics)
+
+
+def samples(config: Config) -> int:
+    """Samples of one rollout and process: 80 steps x scenes x rounds."""
+    return 80 * config.env.num_envs * config.experience.rounds
+
+
+def check_batches(config: Config) -> None:
+    """Whole minibatches and whole accumulation windows, or a sentence that says which numbers do not fit."""
+    total, batch, accumulate = samples(config), config.optim.batch_size, config.optim.accumulate
+    if total % batch or (total // batch) % accumulate:
+        raise UserError(
+            f"A rollout has {total} samples per process (80 steps x env.num_envs={config.env.num_envs} x "
+            f"experience.rounds={config.experience.rounds}); optim.batch_size={batch} x "
+            f"optim.accumulate={accumulate} must divide it."
+        )

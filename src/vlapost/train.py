@@ -1,0 +1,137 @@
+"""Train one stage: `python -m vlapost.train sft|ppo [key=value ...]`.
+
+Writes lightning_logs/<run>/<algorithm>/: config.yaml, TensorBoard events, checkpoints/ (the newest two iterations),
+videos/, and at the end adapter/ (what `policy.adapter` of a later stage or an evaluation points at). The same
+command continues an interrupted run from its last finished iteration, and leaves a finished one as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlapost import cli, config
+from vlapost.config import Config, UserError
+
+if TYPE_CHECKING:
+    import lightning as L
+
+
+def run(argv: list[str]) -> None:
+    """Train the stage named by the command line."""
+    name, overrides = cli.parse(argv, "sft")
+    cfg = config.load(name, overrides)
+    folder = config.ROOT / "lightning_logs" / cfg.run / cfg.algorithm.name
+    train(cfg, folder)
+
+
+def train(cfg: Config, folder: Path) -> None:
+    """Run a stage to its end, from its newest checkpoint if there is one."""
+    claim(folder, cfg)
+    if (folder / "adapter").is_dir():
+        cli.console.print(f"{folder.name}: already finished ({folder / 'adapter'}).")
+        return
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+
+    from vlapost.build import build_experience, build_module, build_policy
+    from vlapost.policies.policy import save_policy
+
+    policy = build_policy(cfg)
+    module = build_module(cfg, policy)
+    data = build_experience(cfg, policy, module)
+    trainer = build_trainer(cfg, folder)
+    if checkpoint is not None and trainer.is_global_zero:
+        cli.console.print(f"{folder.name}: continuing from {checkpoint.name}.")
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        save_policy(policy, folder / "adapter")
+
+
+def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
+    """Lightning's Trainer: one epoch is one iteration; two newest checkpoints are kept."""
+    import lightning as L
+    import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from vlapost.callbacks.progress import Progress
+    from vlapost.callbacks.rollout_stats import RolloutStats
+    from vlapost.callbacks.videos import Videos
+
+    t = cfg.trainer
+    if t.accelerator == "cpu" or not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // t.devices))
+    checkpoints = ModelCheckpoint(
+        dirpath=folder / "checkpoints", filename="iteration{epoch:05d}", auto_insert_metric_name=False,
+        monitor="step", mode="max", save_top_k=2, every_n_epochs=1, save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )  # fmt: skip
+    return L.Trainer(
+        accelerator=t.accelerator,
+        devices=t.devices,
+        strategy="ddp" if t.devices > 1 else "auto",
+        precision=t.precision,  # type: ignore[arg-type]
+        max_epochs=t.iterations,
+        accumulate_grad_batches=cfg.optim.accumulate,
+        gradient_clip_val=cfg.optim.grad_clip,
+        check_val_every_n_epoch=t.eval_every or None,
+        limit_val_batches=None if t.eval_every else 0,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        log_every_n_steps=1,
+        logger=TensorBoardLogger(folder.parent, name="", version=folder.name),
+        callbacks=[checkpoints, RolloutStats(), Videos(folder / "videos"), Progress()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def claim(folder: Path, cfg: Config) -> None:
+    """Write the settings of a new run; for an old one make sure that they are still the same.
+
+    Raises:
+        UserError: the run was started with other settings (only `trainer.iterations` may change).
+    """
+    written = folder / "config.yaml"
+    if written.is_file():
+        changed = [
+            line for line in config.differences(cfg, written.read_text()) if not line.startswith("trainer.iterations")
+        ]  # fmt: skip
+        if changed:
+            raise UserError(
+                f"The run '{cfg.run}' was started with other settings ({'; '.join(changed[:3])}); "
+                "choose another name with run=NAME, or give the settings it was started with."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = written.with_suffix(f".{os.getpid()}")
+    temporary.write_text(config.to_yaml(cfg))
+    temporary.rename(written)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the last finished iteration, or None.
+
+    Raises:
+        UserError: it is truncated; the one before it is kept and is used once this one is deleted.
+    """
+    files = sorted(folder.glob("iteration*.ckpt"))
+    if not files:
+        return None
+    if not zipfile.is_zipfile(files[-1]) or zipfile.ZipFile(files[-1]).testzip() is not None:
+        before = f"the one before it, {files[-2].name}" if len(files) > 1 else "the start"
+        raise UserError(
+            f"The checkpoint {files[-1]} is truncated or damaged; delete it and the same command continues "
+            f"from {before}."
+        )
+    return files[-1]
+
+
+if __name__ == "__main__":
+    cli.main(run)
