@@ -76,16 +76,12 @@ class PlaceOnPlate:
         """Uniform training episode ids `[count]`."""
         return episodes.draw(self.setup, count, generator, self.exclude)
 
-    def evaluate(
-        self, env: VectorEnv, ids: list[int], record: int
-    ) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+    def evaluate(self, env: VectorEnv, ids: list[int], record: int) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
         """Run `ids`, `env.num_envs` at a time; a short last group is filled with repeats that are dropped."""
         temperature = self.config.evaluation.temperature
         for start in range(0, len(ids), env.num_envs):
             group = ids[start : start + env.num_envs]
-            results = run_episodes(
-                self.policy, env, group, temperature, self.config.seed, max(0, record - start)
-            )
+            results = run_episodes(self.policy, env, group, temperature, self.config.seed, max(0, record - start))
             names = ("success_end", "success_once", "grasp", "consecutive_grasp")
             metrics = {name: torch.tensor([getattr(r, name) for r in results]) for name in names}
             yield metrics, [torch.as_tensor(r.frames) for r in results if r.frames is not None]

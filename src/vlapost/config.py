@@ -233,6 +233,4 @@ def _check_values(config: Config) -> None:
         if source not in ("rollout", "demos"):
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")
     if len(config.env.image_size) != 2 or min(config.env.image_size) < 16:
-        raise UserError(
-            f"env.image_size is {config.env.image_size}; it must be [height, width], 16 or more each."
-        )
+        raise UserError(f"env.image_size is {config.env.image_size}; it must be [height, width], 16 or more each.")

@@ -185,9 +185,7 @@ class Policy(Protocol):
     def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
         """Choose actions. `noise` is Gumbel noise `[B, A, V]` (the caller owns the random numbers); None is greedy."""
 
-    def evaluate(
-        self, observation: Observation, action_tokens: Tensor, temperature: float = 1.0
-    ) -> PolicyEvaluation:
+    def evaluate(self, observation: Observation, action_tokens: Tensor, temperature: float = 1.0) -> PolicyEvaluation:
         """Log-probabilities, entropy and value of given actions at that temperature, with gradients."""
 
     def value(self, observation: Observation) -> Tensor:

@@ -46,9 +46,7 @@ class PolicyModule(L.LightningModule):
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Average finished held-out episodes; simulating them is the datamodule's work."""
         for name, value in batch.metrics.items():
-            self.log(
-                f"val/{name}", value.float().mean(), on_epoch=True, sync_dist=True, batch_size=len(batch)
-            )
+            self.log(f"val/{name}", value.float().mean(), on_epoch=True, sync_dist=True, batch_size=len(batch))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's size before it is clipped; refuse a step that is not finite or not wanted."""

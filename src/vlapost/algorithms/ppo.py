@@ -23,9 +23,7 @@ from vlapost.config import AlgorithmConfig, OptimConfig
 from vlapost.contracts import DemoBatch, Policy, Rollout, RolloutBatch
 
 
-def gae(
-    reward_TE: Tensor, value_TE: Tensor, last_value_E: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(reward_TE: Tensor, value_TE: Tensor, last_value_E: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over episodes that all end at T (Schulman et al. 2016, eq. 16).
 
     `last_value_E` is the value after the last step: zeros treat the time limit as an end.
@@ -64,9 +62,7 @@ def clipped_surrogate(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, c
     return Surrogate(loss, kl, clipped, ratio.detach().mean())
 
 
-def clipped_value_loss(
-    value: Tensor, old_value: Tensor, return_: Tensor, clip: float, delta: float
-) -> Tensor:
+def clipped_value_loss(value: Tensor, old_value: Tensor, return_: Tensor, clip: float, delta: float) -> Tensor:
     """Mean of the larger Huber loss of the new value and of the new value kept within `clip` of the old."""
     near = old_value + (value - old_value).clamp(-clip, clip)
     huber = torch.maximum(

@@ -19,9 +19,7 @@ class Progress(L.Callback):
         self.bar = progress("it")
         assert trainer.max_epochs is not None
         if trainer.max_epochs <= trainer.current_epoch:
-            raise UserError(
-                "This run has already done all its iterations; raise trainer.iterations to go on."
-            )
+            raise UserError("This run has already done all its iterations; raise trainer.iterations to go on.")
         self.run_task = self.bar.add_task("iterations", total=trainer.max_epochs, note="")
         self.bar.update(self.run_task, completed=trainer.current_epoch)
         self.step_task = self.bar.add_task("  rollout", total=None, note="", visible=False)
@@ -38,9 +36,7 @@ class Progress(L.Callback):
             total = 80 * c.env.num_envs * c.experience.rounds
             self.bar.reset(self.step_task, total=total, description="  control steps", visible=True)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Learning begins."""
         if batch_idx == 0:
             total = int(trainer.num_training_batches)
@@ -61,9 +57,7 @@ class Progress(L.Callback):
             "train/kl": "kl",
         }
         metrics = trainer.callback_metrics
-        note = "  ".join(
-            f"{label} {float(metrics[key]):.3g}" for key, label in shown.items() if key in metrics
-        )
+        note = "  ".join(f"{label} {float(metrics[key]):.3g}" for key, label in shown.items() if key in metrics)
         self.bar.update(self.run_task, completed=trainer.current_epoch + 1, note=note)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
