@@ -1,0 +1,1 @@
+"""What the learner is fed: stored demonstrations and fresh rollouts."""

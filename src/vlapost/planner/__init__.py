@@ -1,0 +1,1 @@
+"""Demonstrations by motion planning: what the planner decides, and how its paths become actions."""

@@ -1,0 +1,207 @@
+"""Demonstrations: the action filter against hand-computed cases, and their storage against damage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from vlapost.config import UserError
+from vlapost.experience.action_filter import filter_actions
+from vlapost.experience.demos import DemoDataset, DemoWriter
+from vlapost.experience.shards import (
+    TEMPORARY,
+    VERSION,
+    DemoEpisode,
+    DemoMeta,
+    Failure,
+    encode_image,
+    encode_labels,
+    list_shards,
+)
+
+META = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0)
+
+
+def move(x: float = 0.0, yaw: float = 0.0, gripper: float = 1.0) -> list[float]:
+    return [x, 0, 0, 0, 0, yaw, gripper]
+
+
+def test_merge_accumulates_small_steps_and_keeps_toggles_alone() -> None:
+    actions = np.array(
+        [
+            move(0.004),  # 0: small
+            move(0.004),  # 1: 0.008 together, still small
+            move(0.004),  # 2: 0.012 together, emitted with the image of step 0
+            move(0.02),  # 3: large on its own
+            move(0.003),  # 4: small, flushed by the toggle behind it
+            move(0.0, gripper=-1.0),  # 5: toggle, alone although it does not move
+            move(0.006, gripper=-1.0),  # 6
+            move(0.006, gripper=-1.0),  # 7: 0.012 with step 6
+            move(0.002),  # 8: toggle, alone although the next step is small
+            move(0.001),  # 9: the end is kept, whatever its size
+        ]
+    )
+    starts, merged = filter_actions(actions, "merge", 0.01, 0.06)
+    assert starts.tolist() == [0, 3, 4, 5, 6, 8, 9]
+    np.testing.assert_allclose(merged[:, 0], [0.012, 0.02, 0.003, 0.0, 0.012, 0.002, 0.001], atol=1e-7)
+    assert merged[:, 6].tolist() == [1, 1, 1, -1, -1, 1, 1]
+
+
+def test_merge_loses_no_motion() -> None:
+    rng = np.random.default_rng(0)
+    actions = np.hstack([rng.normal(0, 0.006, (40, 3)), rng.normal(0, 0.03, (40, 3)), np.ones((40, 1))])
+    _, merged = filter_actions(actions, "merge", 0.01, 0.06)
+    assert len(merged) < 30
+
+    def target(commands: NDArray[np.floating]) -> tuple[NDArray[np.floating], Rotation]:
+        """What the controller's virtual target becomes, from the identity."""
+        position, rotation = np.zeros(3), Rotation.identity()
+        for command in commands:
+            position = position + command[:3]
+            rotation = Rotation.from_euler("XYZ", command[3:6]) * rotation
+        return position, rotation
+
+    (p1, r1), (p2, r2) = target(actions), target(merged)
+    np.testing.assert_allclose(p1, p2, atol=1e-6)
+    assert (r1 * r2.inv()).magnitude() < 1e-6
+
+
+def test_drop_is_the_papers_rule() -> None:
+    actions = np.array(
+        [
+            move(0.0),  # dropped
+            move(0.011),  # kept: over 0.01 m
+            move(0.009, yaw=0.05),  # dropped: under both
+            move(0.0, yaw=-0.07),  # kept: over 0.06 rad
+            move(0.0, gripper=-1.0),  # kept: toggle
+            move(0.0, gripper=-1.0),  # dropped
+        ]
+    )
+    starts, kept = filter_actions(actions, "drop", 0.01, 0.06)
+    assert starts.tolist() == [1, 3, 4]
+    np.testing.assert_array_equal(kept, actions[[1, 3, 4]].astype(np.float32))
+    starts, kept = filter_actions(actions, "none", 0.01, 0.06)
+    assert starts.tolist() == list(range(6)) and len(kept) == 6
+
+
+def episode(candidate: int, steps: int = 5) -> DemoEpisode:
+    rng = np.random.default_rng(candidate)
+    action = rng.normal(0, 0.02, (steps, 7)).astype(np.float32)
+    action[:, 6] = [1] * (steps - 2) + [-1, 1]
+    return DemoEpisode(
+        candidate=candidate,
+        episode_id=1000 + candidate,
+        instruction=f"put thing {candidate} on plate",
+        image=tuple(encode_image(image) for image in pictures(candidate, steps)),
+        segmentation=tuple(encode_labels(image[..., 0] % 4) for image in pictures(candidate, steps)),
+        action=action,
+        gripper_pose=rng.normal(size=(steps, 7)).astype(np.float32),
+        object_position=rng.normal(size=(steps, 3)).astype(np.float32),
+        receptacle_position=rng.normal(size=(steps, 3)).astype(np.float32),
+        qpos=rng.normal(size=(steps, 8)).astype(np.float32),
+        success=np.arange(steps) == steps - 1,
+    )
+
+
+def pictures(candidate: int, steps: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(candidate).integers(0, 256, (steps, 24, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Attempts 0..5 in two shards; attempt 2 failed."""
+    writer = DemoWriter(tmp_path, META)
+    writer.write(0, 3, [episode(0), episode(1)], [Failure(2, 1002, "dropped")])
+    writer.write(3, 6, [episode(3), episode(4, steps=7), episode(5)], [])
+    writer.close()
+    return tmp_path
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    data = DemoDataset(folder, "none", 0.01, 0.06)
+    assert data.meta == META and data.episodes == 5 and len(data) == 5 + 5 + 5 + 7 + 5
+    index = torch.tensor([5 + 5 + 5 + 6, 1])  # last step of attempt 4, second step of attempt 0
+    (image, instruction), truth = data.observation(index), data.grounding(index)
+    assert instruction == ("put thing 4 on plate", "put thing 0 on plate")
+    assert image.dtype == torch.uint8
+    expected = np.stack([pictures(4, 7)[6], pictures(0, 5)[1]])
+    np.testing.assert_array_equal(image.numpy(), expected)
+    np.testing.assert_array_equal(truth.segmentation.numpy(), expected[..., 0] % 4)
+    four, zero = episode(4, 7), episode(0)
+    np.testing.assert_array_equal(truth.object_position[0].numpy(), four.object_position[6])
+    np.testing.assert_array_equal(truth.receptacle_position[1].numpy(), zero.receptacle_position[1])
+    np.testing.assert_array_equal(truth.gripper_position[1].numpy(), zero.gripper_pose[1, :3])
+    np.testing.assert_array_equal(data.actions[index].numpy(), np.stack([four.action[6], zero.action[1]]))
+    assert data.episode[index].tolist() == [3, 0] and data.step[index].tolist() == [6, 1]
+
+
+def test_fewer_episodes_are_a_subset(folder: Path) -> None:
+    whole, part = DemoDataset(folder, "merge", 0.01, 0.06), DemoDataset(folder, "merge", 0.01, 0.06, episodes=3)
+    assert part.episodes == 3 and int(part.episode.max()) == 2
+    torch.testing.assert_close(part.actions, whole.actions[: len(part)])
+    with pytest.raises(UserError, match="holds 5 demonstrations, 6 are wanted"):
+        DemoDataset(folder, "merge", 0.01, 0.06, episodes=6)
+
+
+def test_statistics_are_openvlas(folder: Path) -> None:
+    data = DemoDataset(folder, "none", 0.01, 0.06)
+    entry = data.statistics()
+    assert entry["num_transitions"] == 27 and entry["num_trajectories"] == 5
+    action = entry["action"]
+    assert action["mask"] == [True] * 6 + [False]
+    assert (action["min"][6], action["max"][6]) == (-1.0, 1.0)
+    ordered = np.sort(data.actions[:, 0].double().numpy())
+    # 1 % of 26 intervals: 0.26 of the way from the smallest to the second smallest value
+    assert action["q01"][0] == pytest.approx(ordered[0] + 0.26 * (ordered[1] - ordered[0]))
+    assert action["q99"][0] == pytest.approx(ordered[-1] - 0.26 * (ordered[-1] - ordered[-2]))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_a_damaged_shard_is_named(folder: Path, damage: str) -> None:
+    path = list_shards(folder)[1].path
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        data = data[:-1]
+    elif damage == "flip":
+        data[len(data) // 2] ^= 1
+    else:
+        data = bytearray()
+    path.write_bytes(data)
+    for open_it in (lambda: DemoDataset(folder, "merge", 0.01, 0.06), lambda: DemoWriter(folder, META)):
+        with pytest.raises(UserError, match=f"{path.name} is damaged; delete it and run 'make demos'"):
+            open_it()
+    assert DemoDataset(folder, "merge", 0.01, 0.06, episodes=2).episodes == 2  # the first shard is enough
+
+
+def test_a_deleted_shard_is_asked_for_again(folder: Path) -> None:
+    os.remove(list_shards(folder)[0].path)
+    with pytest.raises(UserError, match="lacks the shard of attempts 0 to 2"):
+        DemoDataset(folder, "merge", 0.01, 0.06)
+    writer = DemoWriter(folder, META)
+    assert writer.missing() == [(0, 3)] and writer.next_candidate() == 6 and writer.episodes == 3
+    writer.write(0, 3, [episode(0), episode(1)], [Failure(2, 1002, "dropped")])
+    assert writer.missing() == [] and writer.failures == {"dropped": 1}
+    writer.close()
+    assert DemoDataset(folder, "merge", 0.01, 0.06).episodes == 5
+
+
+def test_a_leftover_of_a_killed_writer_is_removed(folder: Path) -> None:
+    (folder / TEMPORARY).write_bytes(b"half a shard")
+    assert DemoDataset(folder, "merge", 0.01, 0.06).episodes == 5
+    writer = DemoWriter(folder, META)
+    assert writer.episodes == 5 and not (folder / TEMPORARY).exists()
+    with pytest.raises(UserError, match="Another process collects"):
+        DemoWriter(folder, META)
+    writer.close()
+
+
+def test_settings_must_agree(folder: Path) -> None:
+    other = DemoMeta(VERSION, META.env_id, "train", "procedural", (24, 32), "minimal", 200, 0)
+    with pytest.raises(UserError, match="sim_freq=500, not 200"):
+        DemoWriter(folder, other)
