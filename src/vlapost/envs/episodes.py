@@ -1,0 +1,201 @@
+"""Which episodes there are: one integer names the object, the plate, the table, where they lie and how they are turned.
+
+An id is a number in mixed radix, most significant digit first: object, receptacle, table, position, yaw. The position
+digit counts the admissible ordered pairs (object point, receptacle point) of a grid. All grid arithmetic is done in
+whole grid steps, so that no pair is admitted or refused by a rounding error (paper §4.1; distances in metres).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlapost.config import UserError
+
+GRID_ORIGIN = (-0.235, -0.075)  # world x, y of grid point (0, 0), metres
+GRID_SPACING = 0.03  # metres
+MIN_DISTANCE = 0.070  # metres between object and receptacle, exclusive
+HELD_OUT_COUNT = 1024
+
+Point = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The pools an environment draws from; declaring one is all a task variant of this family needs.
+
+    objects, receptacles, tables: indices into the asset pack. object_points, receptacle_points: grid points, in grid
+    steps. yaws: turns of the object about z, radians; the receptacle is never turned.
+    """
+
+    objects: range
+    receptacles: range
+    tables: range
+    object_points: tuple[Point, ...]
+    receptacle_points: tuple[Point, ...]
+    yaws: tuple[float, ...]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """`[P, 4]` float32: x, y of the object and x, y of the receptacle, world frame, metres."""
+        squared_limit = (MIN_DISTANCE / GRID_SPACING) ** 2
+        pairs = [
+            (*a, *b)
+            for a, b in product(self.object_points, self.receptacle_points)
+            if (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 > squared_limit
+        ]
+        origin = torch.tensor(GRID_ORIGIN * 2, dtype=torch.float64)
+        return (origin + GRID_SPACING * torch.tensor(pairs, dtype=torch.float64)).float()
+
+    @cached_property
+    def radix(self) -> tuple[int, int, int, int, int]:
+        """How many objects, receptacles, tables, positions and yaws there are."""
+        return (
+            len(self.objects),
+            len(self.receptacles),
+            len(self.tables),
+            len(self.positions),
+            len(self.yaws),
+        )
+
+    @cached_property
+    def total(self) -> int:
+        """Number of different episodes."""
+        return math.prod(self.radix)
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """Decoded episodes.
+
+    object, receptacle, table: `[E]` int64 indices into the asset pack. object_xy, receptacle_xy: `[E, 2]` float32,
+    world frame, metres. yaw: `[E]` float32, turn of the object about z, radians.
+    """
+
+    object: Tensor
+    receptacle: Tensor
+    table: Tensor
+    object_xy: Tensor
+    receptacle_xy: Tensor
+    yaw: Tensor
+
+    def __len__(self) -> int:
+        return len(self.object)
+
+
+SQUARE = tuple(product(range(6), range(6)))
+QUARTERS = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
+
+
+def _on_the_plate(objects: range, tables: range) -> Setup:
+    return Setup(objects, range(1), tables, SQUARE, SQUARE, QUARTERS)
+
+
+# environment id -> obj_set -> setup
+SETUPS: dict[str, dict[str, Setup]] = {
+    "PutOnPlateInScene25Main-v3": {
+        "train": _on_the_plate(range(16), range(16)),
+        "test": _on_the_plate(range(16, 25), range(16, 21)),
+        "all": _on_the_plate(range(25), range(21)),
+    },
+}
+
+
+def find_setup(env_id: str, obj_set: str) -> Setup:
+    """The declared setup.
+
+    Raises:
+        UserError: unknown environment id or object set.
+    """
+    if env_id not in SETUPS:
+        raise UserError(f"env.id is '{env_id}'; it must be one of: {', '.join(SETUPS)}.")
+    if obj_set not in SETUPS[env_id]:
+        raise UserError(f"env.obj_set is '{obj_set}'; it must be one of: {', '.join(SETUPS[env_id])}.")
+    return SETUPS[env_id][obj_set]
+
+
+def decode(setup: Setup, ids: Tensor) -> EpisodeSpec:
+    """Digits of `[E]` int64 ids, taken modulo the number of episodes."""
+    rest = ids % setup.total
+    digits = []
+    for base in reversed(setup.radix):
+        digits.append(rest % base)
+        rest = rest // base
+    yaw, position, table, receptacle, object_ = digits
+    places = setup.positions.to(ids.device)[position]
+    return EpisodeSpec(
+        object=object_ + setup.objects.start,
+        receptacle=receptacle + setup.receptacles.start,
+        table=table + setup.tables.start,
+        object_xy=places[:, :2],
+        receptacle_xy=places[:, 2:],
+        yaw=torch.tensor(setup.yaws, device=ids.device)[yaw],
+    )
+
+
+def encode(setup: Setup, digits: Tensor) -> Tensor:
+    """Ids `[E]` of digits `[E, 5]` (object, receptacle, table, position, yaw), each counted from 0."""
+    ids = torch.zeros(len(digits), dtype=torch.int64)
+    for base, digit in zip(setup.radix, digits.unbind(1)):
+        ids = ids * base + digit
+    return ids
+
+
+def instruction(object_name: str, receptacle_name: str) -> str:
+    """The sentence the policy is given."""
+    return f"put {object_name} on {receptacle_name}"
+
+
+def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) -> Tensor:
+    """`[count]` ids, uniform over all episodes but those in `exclude` (the held-out list)."""
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < count:
+        more = torch.randint(setup.total, (count - len(drawn),), generator=generator)
+        drawn = torch.cat([drawn, more[~torch.isin(more, exclude)]])
+    return drawn
+
+
+def held_out(env_id: str, obj_set: str) -> Tensor:
+    """The committed `[1024]` int64 ids that training never starts from; evaluation takes the first N of them."""
+    find_setup(env_id, obj_set)
+    text = files(__package__).joinpath("held_out", f"{env_id}_{obj_set}.json").read_text()
+    return torch.tensor(json.loads(text), dtype=torch.int64)
+
+
+def make_held_out(setup: Setup) -> Tensor:
+    """The list that was committed: balanced so that a prefix of 200 or more is close to balanced too.
+
+    The objects come in blocks, each a fresh permutation. Table and yaw advance by one from block to block for every
+    object, so that an object meets each table and each yaw equally often. Positions come in permutations of all pairs.
+    """
+    rng = np.random.default_rng(20250519)
+    objects, receptacles, tables, positions, yaws = setup.radix
+    blocks = -(-HELD_OUT_COUNT // objects)
+    first_table, first_yaw = rng.permutation(objects) % tables, rng.permutation(objects) % yaws
+    order = np.concatenate([rng.permutation(positions) for _ in range(-(-HELD_OUT_COUNT // positions))])
+    rows = [
+        (object_, (block + object_) % receptacles, table, yaw)
+        for block in range(blocks)
+        for object_, table, yaw in (
+            (o, (block + first_table[o]) % tables, (block + block // tables + first_yaw[o]) % yaws)
+            for o in rng.permutation(objects)
+        )
+    ][:HELD_OUT_COUNT]
+    digits = torch.tensor([(o, r, t, order[k], y) for k, (o, r, t, y) in enumerate(rows)])
+    return encode(setup, digits)
+
+
+if __name__ == "__main__":  # python -m vlapost.envs.episodes: write the lists again
+    for name, sets in SETUPS.items():
+        for set_name, declared in sets.items():
+            target = files(__package__).joinpath("held_out", f"{name}_{set_name}.json")
+            with open(str(target), "w") as file:
+                file.write(json.dumps(make_held_out(declared).tolist()) + "\n")

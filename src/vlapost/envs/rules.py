@@ -1,0 +1,116 @@
+"""What counts: grasp, success and reward, as functions of measured positions and forces (paper §4.2, appendix A).
+
+Nothing here knows the simulator; every function is batched over E episodes. Lengths in metres, forces in newtons,
+world frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlapost.contracts import Metrics
+
+HORIZONTAL_MARGIN = 0.01  # metres beyond the receptacle's largest half extent
+VERTICAL_MARGIN = 0.05  # metres between the two boxes, at most
+MIN_CONTACT_FORCE = 0.03  # newtons between object and receptacle, exclusive
+MIN_GRASP_FORCE = 0.5  # newtons on each finger
+MAX_GRASP_ANGLE = math.radians(85)  # between the force on a finger and its opening direction
+CONSECUTIVE = 5  # control steps in a row that make a continuous grasp
+
+GRASP_REWARD = 0.1
+CONSECUTIVE_REWARD = 0.1
+SUCCESS_REWARD = 1.0
+
+
+@dataclass(frozen=True)
+class Sensed:
+    """What the rules look at after one control step; all `[E, 3]` float32.
+
+    object_position, receptacle_position: origins of the bodies. contact_force: on the object by the receptacle.
+    left_force, right_force: on a finger by the object. left_opening, right_opening: unit vectors in which a finger opens.
+    """
+
+    object_position: Tensor
+    receptacle_position: Tensor
+    contact_force: Tensor
+    left_force: Tensor
+    right_force: Tensor
+    left_opening: Tensor
+    right_opening: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An episode so far: `metrics`, and `held` `[E]` int64, control steps in a row for which the object was held."""
+
+    metrics: Metrics
+    held: Tensor
+
+
+def half_extents(rotation: Tensor, size: Tensor) -> Tensor:
+    """Half sizes `[E, 3]` of the world-aligned box around a turned box: `rotation` `[E, 3, 3]`, box sizes `[E, 3]`."""
+    return (rotation.abs() @ (size / 2).unsqueeze(-1)).squeeze(-1)
+
+
+def is_on_target(sensed: Sensed, object_half: Tensor, receptacle_half: Tensor) -> Tensor:
+    """`[E]` bool: the object stands on the receptacle and presses on it.
+
+    The half extents `[E, 3]` are those of the settled boxes at the start of the episode.
+    """
+    offset = sensed.object_position - sensed.receptacle_position
+    reach = receptacle_half.amax(dim=1) + HORIZONTAL_MARGIN
+    gap = offset[:, 2] - receptacle_half[:, 2] - object_half[:, 2]
+    return (
+        (offset[:, :2].norm(dim=1) <= reach)
+        & (offset[:, 2] > 0)
+        & (gap <= VERTICAL_MARGIN)
+        & (sensed.contact_force.norm(dim=1) > MIN_CONTACT_FORCE)
+    )
+
+
+def is_grasping(sensed: Sensed) -> Tensor:
+    """`[E]` bool: both fingers are pressed open by the object."""
+    return _pressed(sensed.left_force, sensed.left_opening) & _pressed(sensed.right_force, sensed.right_opening)
+
+
+def start(count: int, device: torch.device | str = "cpu") -> Progress:
+    """Nothing has happened yet in `count` episodes."""
+    no = torch.zeros(count, dtype=torch.bool, device=device)
+    return Progress(Metrics(no, no, no, no), torch.zeros(count, dtype=torch.int64, device=device))
+
+
+def advance(progress: Progress, on_target: Tensor, grasping: Tensor) -> Progress:
+    """Progress after one more control step; to be called exactly once per control step."""
+    before = progress.metrics
+    held = torch.where(grasping, progress.held + 1, 0)
+    metrics = Metrics(
+        success=on_target,
+        success_once=before.success_once | on_target,
+        grasp=before.grasp | grasping,
+        consecutive_grasp=before.consecutive_grasp | (held >= CONSECUTIVE),
+    )
+    return Progress(metrics, held)
+
+
+def potential(metrics: Metrics) -> Tensor:
+    """Stage potential `[E]` float32 in 0..1.2; success counts only after a grasp and is lost when the object falls off."""
+    return (
+        GRASP_REWARD * metrics.grasp.float()
+        + CONSECUTIVE_REWARD * metrics.consecutive_grasp.float()
+        + SUCCESS_REWARD * (metrics.success & metrics.grasp).float()
+    )
+
+
+def reward(before: Metrics, after: Metrics) -> Tensor:
+    """Reward `[E]` float32 of a control step: the difference of the stage potential."""
+    return potential(after) - potential(before)
+
+
+def _pressed(force: Tensor, opening: Tensor) -> Tensor:
+    size = force.norm(dim=1)
+    along = (force * opening).sum(dim=1)
+    return (size >= MIN_GRASP_FORCE) & (along >= math.cos(MAX_GRASP_ANGLE) * size)

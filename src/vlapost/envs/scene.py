@@ -1,0 +1,275 @@
+"""The scene: a table, the robot, one object and one receptacle, and how an episode starts (paper appendix A).
+
+One `PutOnPlateScene` holds E parallel scenes on the GPU, or a single one on the CPU. Only the bodies an episode needs are
+built, so other bodies need another scene: on the CPU every reset builds a new one, which also makes an episode's
+course independent of those before it (contact caches make rolling objects come to rest elsewhere). World frame:
+z up, table top at 0.8695 m.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import sapien
+import sapien.physx as physx
+import torch
+from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.sensors.camera import CameraConfig
+from mani_skill.utils import sapien_utils
+from mani_skill.utils.registration import register_env
+from mani_skill.utils.structs import Actor, Pose
+from mani_skill.utils.structs.types import SimConfig
+from torch import Tensor
+
+from vlapost.assets.pack import Model, open_pack
+from vlapost.envs import overlay, rules
+from vlapost.envs.episodes import SETUPS, EpisodeSpec, decode, find_setup, instruction
+from vlapost.envs.robot import BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
+
+MAX_STEPS = 80
+CONTROL_FREQ = 5  # actions per second
+TABLE_TOP = 0.8695  # metres
+TABLE_HALF_SIZE = (0.6, 0.6, 0.05)
+TABLE_CENTRE = (-0.15, 0.0)
+DROP_HEIGHT = 0.95  # of both bodies, metres
+SETTLE_STEPS, LONG_SETTLE_STEPS = 50, 600  # physics steps at 500 Hz: 0.1 s, and 1.2 s more where something moves
+MAX_LINEAR, MAX_ANGULAR = 1e-3, 1e-2  # m/s, rad/s: slower bodies are at rest
+
+CAMERA = "3rd_view_camera"
+CAMERA_POSE = sapien.Pose([0.0, -0.16, 0.36], [0.8992917, -0.09263245, 0.35892478, 0.23209205])  # in base_link
+CAMERA_SIZE = (480, 640)  # height, width the intrinsics below belong to
+FOCAL, CENTRE = 623.588, (319.501, 239.545)  # pixels (Logitech C920)
+
+
+class PutOnPlateScene(BaseEnv):
+    """ManiSkill environment; reset options `episode_id` (`[E]` int64) and `obj_set` ("train", "test", "all").
+
+    The physics of a control step (`advance`), its measures (`sense`, `progress`) and its picture (`render`) can be asked
+    for one by one; `step` does all three.
+    """
+
+    SUPPORTED_OBS_MODES = ("rgb+segmentation", "none")
+    SUPPORTED_REWARD_MODES = ("none",)
+    agent: WidowX
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        obj_set: str = "train",
+        assets: str = "procedural",
+        image_size: tuple[int, int] = CAMERA_SIZE,
+        shader: str = "default",
+        sim_freq: int = 500,
+        **kwargs: Any,
+    ) -> None:
+        self.env_id, self.obj_set, self.shader = env_id, obj_set, shader
+        self.pack = open_pack(assets)
+        self.image_size = (image_size[0], image_size[1])
+        self.bodies: list[tuple[int, int]] = []
+        sim_config = SimConfig(sim_freq=sim_freq, control_freq=CONTROL_FREQ, spacing=20)
+        super().__init__(num_envs=num_envs, sim_config=sim_config, **kwargs)
+
+    # ------------------------------------------------------------------ building
+
+    def _load_agent(self, options: dict) -> None:
+        self.agent = WidowX(self.scene, self._control_freq, self.pack.robot_urdf, PARKED_POSE)
+
+    def _load_scene(self, options: dict) -> None:
+        for robot in self.agent.robot._objs:
+            sapien_utils.set_articulation_render_material(robot, specular=0.9, roughness=0.3)
+        table = self.scene.create_actor_builder()
+        table.add_box_collision(half_size=TABLE_HALF_SIZE)
+        table.initial_pose = sapien.Pose([*TABLE_CENTRE, TABLE_TOP - TABLE_HALF_SIZE[2]])
+        table.build_static("table")
+        self.object = self._build("object", [self.pack.objects[o] for o, _ in self.bodies])
+        self.receptacle = self._build("receptacle", [self.pack.receptacles[r] for _, r in self.bodies])
+
+    def _build(self, name: str, models: list[Model]) -> Actor:
+        material = physx.PhysxMaterial(static_friction=1.0, dynamic_friction=1.0, restitution=0.0)
+        actors = []
+        for scene, model in enumerate(models):
+            builder = self.scene.create_actor_builder()
+            builder.add_multiple_convex_collisions_from_file(
+                str(model.collision), material=material, density=model.density
+            )
+            builder.add_visual_from_file(str(model.visual))
+            builder.set_scene_idxs([scene])
+            builder.initial_pose = sapien.Pose([0.0, 0.0, 2.0])
+            actors.append(builder.build(f"{name}-{scene}"))
+        return Actor.merge(actors, name=name)
+
+    def _load_lighting(self, options: dict) -> None:
+        self.scene.set_ambient_light([0.3, 0.3, 0.3])
+        self.scene.add_directional_light([0, 0, -1], [2.2, 2.2, 2.2])
+        self.scene.add_directional_light([-1, -0.5, -1], [0.7, 0.7, 0.7])
+        self.scene.add_directional_light([1, 1, -1], [0.7, 0.7, 0.7])
+
+    @property
+    def _default_sensor_configs(self) -> list[CameraConfig]:
+        height, width = self.image_size
+        x, y = width / CAMERA_SIZE[1], height / CAMERA_SIZE[0]
+        intrinsic = np.array([[FOCAL * x, 0, CENTRE[0] * x], [0, FOCAL * y, CENTRE[1] * y], [0, 0, 1]])
+        return [
+            CameraConfig(
+                uid=CAMERA,
+                pose=CAMERA_POSE,
+                width=width,
+                height=height,
+                intrinsic=intrinsic,
+                mount=self.agent.base,
+                shader_pack=self.shader,
+            )
+        ]
+
+    # ------------------------------------------------------------------ reset
+
+    def reset(self, seed: Any = None, options: dict | None = None) -> tuple[dict, dict]:
+        """Start the episodes `options["episode_id"]`, or randomly drawn ones; all scenes start together."""
+        options = dict(options or {})
+        setup = find_setup(self.env_id, options.get("obj_set", self.obj_set))
+        ids = options.get("episode_id")
+        if ids is None:
+            ids = torch.randint(setup.total, (self.num_envs,))
+        self.episode_id = torch.as_tensor(ids).reshape(self.num_envs)
+        self.spec: EpisodeSpec = decode(setup, self.episode_id.cpu())
+        bodies = list(zip(self.spec.object.tolist(), self.spec.receptacle.tolist()))
+        options["reconfigure"] = bodies != self.bodies or not self._sim_device.is_cuda()
+        self.bodies = bodies
+        return super().reset(seed=seed, options=options)
+
+    def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
+        self.agent.robot.set_pose(PARKED_POSE)
+        self._place(self.object, self.spec.object_xy, self.spec.yaw)
+        self._place(self.receptacle, self.spec.receptacle_xy, torch.zeros(self.num_envs))
+        self._settle()
+        self.agent.robot.set_pose(BASE_POSE)
+        self.agent.reset(torch.tensor([INITIAL_QPOS] * self.num_envs, device=self.device))
+        self.object_half = self._half_extents(self.object, [self.pack.objects[o] for o, _ in self.bodies])
+        self.receptacle_half = self._half_extents(self.receptacle, [self.pack.receptacles[r] for _, r in self.bodies])
+        self.progress = rules.start(self.num_envs, self.device)
+        self._prepare_overlay()
+
+    def _place(self, actor: Actor, xy: Tensor, yaw: Tensor) -> None:
+        position = torch.cat([xy, torch.full((self.num_envs, 1), DROP_HEIGHT)], dim=1)
+        zero = torch.zeros_like(yaw)
+        quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], dim=1)
+        actor.set_pose(Pose.create_from_pq(position, quaternion, device=self.device))
+
+    def _settle(self) -> None:
+        """Let the bodies fall; scenes that still move get longer, while those at rest are put back as they were."""
+        self._simulate(SETTLE_STEPS * self._sim_freq // 500)
+        moving = self._is_moving()
+        if not moving.any():
+            return
+        resting = [(actor, actor.get_state().clone()) for actor in (self.object, self.receptacle)]
+        self._simulate(LONG_SETTLE_STEPS * self._sim_freq // 500)
+        if not moving.all():
+            for actor, state in resting:
+                actor.set_state(torch.where(moving.unsqueeze(1), actor.get_state(), state))
+            self.scene._gpu_apply_all()
+            self.scene._gpu_fetch_all()
+
+    def _is_moving(self) -> Tensor:
+        bodies = (self.object, self.receptacle)
+        linear = torch.cat([body.linear_velocity for body in bodies], dim=1).norm(dim=1)
+        angular = torch.cat([body.angular_velocity for body in bodies], dim=1).norm(dim=1)
+        return (linear > MAX_LINEAR) | (angular > MAX_ANGULAR)
+
+    def _half_extents(self, actor: Actor, models: list[Model]) -> Tensor:
+        sizes = torch.tensor([np.subtract(model.bbox_max, model.bbox_min).tolist() for model in models])
+        rotation = actor.pose.to_transformation_matrix()[:, :3, :3]
+        return rules.half_extents(rotation, sizes.to(self.device))
+
+    # ------------------------------------------------------------------ control step
+
+    def advance(self, action: Tensor) -> None:
+        """Physics of one control step (0.2 s) under `action` `[E, 7]`; no measures, no picture."""
+        self.agent.set_action(action)
+        if self.gpu_sim_enabled:
+            self.scene.px.gpu_apply_articulation_target_position()
+        self._simulate(self._sim_steps_per_control)
+
+    def _simulate(self, steps: int) -> None:
+        physics = self.scene.px
+        if self.gpu_sim_enabled:
+            self.scene._gpu_apply_all()
+        for _ in range(steps):
+            physics.step()
+        if self.gpu_sim_enabled:
+            self.scene._gpu_fetch_all()
+
+    def measure(self) -> None:
+        """Bring `progress` up to date; once per control step."""
+        sensed = self.sense()
+        on_target = rules.is_on_target(sensed, self.object_half, self.receptacle_half)
+        self.progress = rules.advance(self.progress, on_target, rules.is_grasping(sensed))
+
+    def sense(self) -> rules.Sensed:
+        """Positions and forces the rules look at."""
+        agent, query = self.agent, self.scene.get_pairwise_contact_forces
+        left_opening, right_opening = agent.opening_directions()
+        return rules.Sensed(
+            object_position=self.object.pose.p,
+            receptacle_position=self.receptacle.pose.p,
+            contact_force=query(self.object, self.receptacle).float(),
+            left_force=query(agent.left_finger, self.object).float(),
+            right_force=query(agent.right_finger, self.object).float(),
+            left_opening=left_opening,
+            right_opening=right_opening,
+        )
+
+    def _step_action(self, action: Any) -> Tensor:
+        action = torch.as_tensor(action, dtype=torch.float32, device=self.device).reshape(self.num_envs, -1)
+        self.advance(action)
+        self.measure()
+        return action
+
+    def evaluate(self) -> dict[str, Tensor]:
+        """The measures, for ManiSkill's `info`; asking twice changes nothing."""
+        metrics = self.progress.metrics
+        return {
+            "success": metrics.success,
+            "is_src_obj_grasped": metrics.grasp,
+            "consecutive_grasp": metrics.consecutive_grasp,
+        }
+
+    # ------------------------------------------------------------------ picture
+
+    def _prepare_overlay(self) -> None:
+        height, width = self.image_size
+        pictures = [overlay.table_picture(self.pack.tables[t].image, height, width) for t in self.spec.table.tolist()]
+        self.pictures = torch.stack(pictures).to(self.device)
+        tables = [
+            overlay.lookup_table(
+                [link.entity.per_scene_id for link in robot.links], obj.per_scene_id, plate.per_scene_id
+            )
+            for robot, obj, plate in zip(self.agent.robot._objs, self.object._objs, self.receptacle._objs)
+        ]
+        self.lookup = torch.stack(tables).to(self.device)
+
+    def render_observation(self) -> tuple[Tensor, Tensor]:
+        """The observed image `[E, H, W, 3]` uint8, table picture composited, and its labels `[E, H, W]` uint8."""
+        self.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        camera = self.scene.sensors[CAMERA]
+        camera.capture()
+        picture = camera.get_obs(rgb=True, depth=False, position=False, segmentation=True)
+        labels = overlay.label(picture["segmentation"][..., 0], self.lookup)
+        return overlay.composite(picture["rgb"], labels, self.pictures), labels
+
+    def get_obs(self, info: dict | None = None, unflattened: bool = False) -> dict:
+        """ManiSkill's observation: the composited picture and its labels."""
+        if self.obs_mode == "none":
+            return {}
+        image, labels = self.render_observation()
+        return {"sensor_data": {CAMERA: {"rgb": image, "segmentation": labels.unsqueeze(-1)}}}
+
+    def get_language_instruction(self) -> list[str]:
+        """One sentence per scene."""
+        objects, receptacles = self.pack.objects, self.pack.receptacles
+        return [instruction(objects[o].name, receptacles[r].name) for o, r in self.bodies]
+
+
+for _env_id in SETUPS:
+    register_env(_env_id, max_episode_steps=MAX_STEPS, env_id=_env_id)(PutOnPlateScene)

@@ -1,0 +1,134 @@
+"""The vector environment: E episodes side by side, on CPU (scenes one after another) or on GPU (in parallel)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlapost.config import EnvConfig, UserError
+from vlapost.contracts import Metrics, Observation, Step
+from vlapost.envs import rules
+from vlapost.envs.drivers import RENDER_BACKEND  # before sapien
+from vlapost.envs.episodes import find_setup
+from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The state behind the newest observation, in the robot base frame (metres; quaternions w, x, y, z).
+
+    object_position, receptacle_position: `[E, 3]` origins of the bodies. gripper_pose: `[E, 7]`, position and quaternion
+    of `ee_gripper_link`. qpos: `[E, 8]`, arm in radians, fingers in metres. segmentation: `[E, H, W]` uint8, 0 background,
+    1 robot, 2 object, 3 receptacle.
+    """
+
+    object_position: Tensor
+    receptacle_position: Tensor
+    gripper_pose: Tensor
+    qpos: Tensor
+    segmentation: Tensor
+
+
+class SceneVector:
+    """`contracts.VectorEnv` over ManiSkill scenes. `scenes` gives the planner the simulator itself."""
+
+    def __init__(self, scenes: list[PutOnPlateScene], num_envs: int) -> None:
+        self.scenes = scenes
+        self.num_envs = num_envs
+
+    def reset(self, episode_ids: Tensor) -> Observation:
+        """Start the given episodes, `[E]` int64; equal ids give equal episodes, whatever ran before."""
+        if len(episode_ids) != self.num_envs:
+            raise ValueError(f"{len(episode_ids)} episode ids for {self.num_envs} scenes")
+        self._steps = 0
+        for scene, ids in zip(self.scenes, episode_ids.chunk(len(self.scenes))):
+            scene.reset(options={"episode_id": ids})
+        self._instructions = tuple(s for scene in self.scenes for s in scene.get_language_instruction())
+        return self._observe()
+
+    def step(self, action: Tensor) -> Step:
+        """Apply `[E, 7]` actions for 0.2 s and look."""
+        before = self._metrics()
+        metrics = self.step_blind(action)
+        return Step(
+            observation=self._observe(),
+            reward=rules.reward(before, metrics),
+            metrics=metrics,
+            truncated=self._steps >= MAX_STEPS,
+        )
+
+    def step_blind(self, action: Tensor) -> Metrics:
+        """Apply `[E, 7]` actions without rendering."""
+        self._steps += 1
+        for scene, part in zip(self.scenes, action.float().chunk(len(self.scenes))):
+            scene.advance(part.to(scene.device))
+            scene.measure()
+        return self._metrics()
+
+    def ground_truth(self) -> GroundTruth:
+        """State behind the newest observation."""
+        parts = [_ground_truth(scene) for scene in self.scenes]
+        return GroundTruth(*(torch.cat(tensors) for tensors in zip(*parts)), segmentation=self._labels)
+
+    def close(self) -> None:
+        """Free simulator and renderer."""
+        for scene in self.scenes:
+            scene.close()
+
+    def _observe(self) -> Observation:
+        images, labels = zip(*(scene.render_observation() for scene in self.scenes))
+        self._labels = torch.cat(labels)
+        return Observation(torch.cat(images), self._instructions)
+
+    def _metrics(self) -> Metrics:
+        parts = [scene.progress.metrics for scene in self.scenes]
+        return Metrics(
+            success=torch.cat([part.success for part in parts]),
+            success_once=torch.cat([part.success_once for part in parts]),
+            grasp=torch.cat([part.grasp for part in parts]),
+            consecutive_grasp=torch.cat([part.consecutive_grasp for part in parts]),
+        )
+
+
+def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
+    """The environment of a configuration, with `num_envs` scenes if given, else as many as it says.
+
+    Raises:
+        UserError: unknown environment, object set, backend or shader; no Vulkan driver; missing assets.
+    """
+    count = cfg.num_envs if num_envs is None else num_envs
+    find_setup(cfg.id, cfg.obj_set)
+    if cfg.backend not in ("cpu", "gpu"):
+        raise UserError(f"env.backend is '{cfg.backend}'; it must be cpu or gpu.")
+    if cfg.shader not in ("minimal", "default"):
+        raise UserError(f"env.shader is '{cfg.shader}'; it must be minimal or default.")
+    if cfg.backend == "gpu":
+        return SceneVector([_make_scene(cfg, count)], count)
+    return SceneVector([_make_scene(cfg, 1) for _ in range(count)], count)
+
+
+def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:
+    return PutOnPlateScene(
+        env_id=cfg.id,
+        num_envs=num_envs,
+        obj_set=cfg.obj_set,
+        assets=cfg.assets,
+        image_size=(cfg.image_size[0], cfg.image_size[1]),
+        shader=cfg.shader,
+        sim_freq=cfg.sim_freq,
+        obs_mode="none",
+        sim_backend=cfg.backend,
+        render_backend=RENDER_BACKEND,
+    )
+
+
+def _ground_truth(scene: PutOnPlateScene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    to_base = scene.agent.base.pose.inv()
+    return (
+        (to_base * scene.object.pose).p,
+        (to_base * scene.receptacle.pose).p,
+        (to_base * scene.agent.gripper.pose).raw_pose,
+        scene.agent.robot.get_qpos(),
+    )
