@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,11 +13,12 @@ from vlapost.algorithms.base import PolicyModule
 from vlapost.algorithms.ppo import PPO
 from vlapost.algorithms.sft import SFT
 from vlapost.config import ROOT, Config, UserError
-from vlapost.contracts import VectorEnv
+from vlapost.contracts import DemoBatch, VectorEnv
 from vlapost.envs import episodes
 from vlapost.envs.vector import make_env
 from vlapost.evaluation.episodes import run_episodes
-from vlapost.experience.datamodule import ExperienceModule
+from vlapost.experience.augment import augment
+from vlapost.experience.datamodule import DemoFeed, ExperienceModule, samples
 from vlapost.experience.demos import DemoDataset
 from vlapost.policies.policy import OpenVLAPolicy, load_policy
 
@@ -29,24 +31,48 @@ def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
 
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:
     """The learning rule named by `algorithm.name`."""
+    optim, steps = config.optim, total_steps(config)
     if config.algorithm.name == "sft":
-        return SFT(policy, config.optim)
+        return SFT(policy, optim, steps)
     if config.algorithm.name == "ppo":
-        return PPO(policy, config.algorithm, config.optim, config.experience.temperature)
+        return PPO(policy, config.algorithm, optim, steps, config.experience.temperature)
     raise UserError(f"algorithm.name is '{config.algorithm.name}'; it must be sft or ppo.")
 
 
-def build_experience(config: Config, policy: OpenVLAPolicy, module: PolicyModule) -> ExperienceModule:
-    """Rollouts of this policy, judged by this module, and the stored demonstrations."""
-    advantage = module.advantage if isinstance(module, PPO) else None
+def total_steps(config: Config) -> int:
+    """Optimiser steps of the whole run."""
+    e, batch = config.experience, config.optim.batch_size
+    batches = {"demos": e.demo_steps, "rollout": e.passes * samples(config) // batch}
+    sources = [e.schedule[i % len(e.schedule)] for i in range(config.trainer.iterations)]
+    return sum(batches[source] // config.optim.accumulate for source in sources)
+
+
+def build_experience(
+    config: Config, policy: OpenVLAPolicy, module: PolicyModule, feed: Callable[[], DemoFeed] | None = None
+) -> ExperienceModule:
+    """Rollouts of this policy, judged by this module, and the stored demonstrations (as `feed` makes them)."""
     return ExperienceModule(
         config,
         policy,
-        advantage,
+        module.advantage if isinstance(module, PPO) else None,
         PlaceOnPlate(config, policy),
-        lambda: open_demos(config),
+        feed or (lambda: demo_feed(config, policy)),
         episodes.held_out(config.env.id, config.env.obj_set),
     )
+
+
+def demo_feed(config: Config, policy: OpenVLAPolicy) -> DemoFeed:
+    """Minibatches of the stored demonstrations."""
+    demos = open_demos(config)
+    tokens = policy.encode(demos.actions)
+
+    def make(index: Tensor, generator: torch.Generator) -> DemoBatch:
+        observation = demos.observation(index)
+        if config.experience.augment:
+            observation = replace(observation, image=augment(observation.image, generator))
+        return DemoBatch(observation, tokens[index])
+
+    return DemoFeed(len(demos), make)
 
 
 def open_demos(config: Config) -> DemoDataset:

@@ -108,6 +108,7 @@ class OptimConfig:
     accumulate: int
     grad_clip: float
     warmup_steps: int
+    schedule: str
 
 
 @dataclass
@@ -162,7 +163,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """Settings of the run `name` (a file conf/<name>.yaml, or "base"), with `key=value` overrides applied last.
 
     Raises:
-        UserError: an unknown file or key, or a value of the wrong type; the sentence names it and the nearest right one.
+        UserError: an unknown file or key, or a value of the wrong type; the sentence names it and the nearest.
     """
     path = CONF / f"{name}.yaml"
     if not path.is_file():
@@ -229,6 +230,8 @@ def _check_values(config: Config) -> None:
     """Combinations that types cannot express."""
     if config.demos.filter not in ("merge", "drop", "none"):
         raise UserError(f"demos.filter is '{config.demos.filter}'; it must be merge, drop or none.")
+    if config.optim.schedule not in ("constant", "cosine"):
+        raise UserError(f"optim.schedule is '{config.optim.schedule}'; it must be constant or cosine.")
     for source in config.experience.schedule:
         if source not in ("rollout", "demos"):
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")

@@ -166,6 +166,26 @@ class DemoBatch:
 
 
 @dataclass(frozen=True)
+class GroundedBatch:
+    """Demonstrations with what is true in them, for pretraining.
+
+    position: `[B, 9]` standardised x, y, z of object, receptacle and gripper in the robot base frame.
+    segmentation: `[B, H, W]` uint8, 0 background, 1 robot, 2 object, 3 receptacle.
+    """
+
+    demo: DemoBatch
+    position: Tensor
+    segmentation: Tensor
+
+    def __len__(self) -> int:
+        return len(self.demo)
+
+    def to(self, device: torch.device | str) -> GroundedBatch:
+        """Move every tensor."""
+        return GroundedBatch(self.demo.to(device), self.position.to(device), self.segmentation.to(device))
+
+
+@dataclass(frozen=True)
 class EpisodeBatch:
     """Finished held-out episodes. metrics: name -> `[B]` (success_end, success_once, grasp, consecutive_grasp)."""
 

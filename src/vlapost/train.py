@@ -18,6 +18,9 @@ from vlapost.config import Config, UserError
 if TYPE_CHECKING:
     import lightning as L
 
+    from vlapost.algorithms.base import PolicyModule
+    from vlapost.experience.datamodule import ExperienceModule
+
 
 def run(argv: list[str]) -> None:
     """Train the stage named by the command line."""
@@ -33,22 +36,27 @@ def train(cfg: Config, folder: Path) -> None:
     if (folder / "adapter").is_dir():
         cli.console.print(f"{folder.name}: already finished ({folder / 'adapter'}).")
         return
-    checkpoint = newest_checkpoint(folder / "checkpoints")
+    newest_checkpoint(folder / "checkpoints")  # a damaged one is reported before anything heavy loads
 
     from vlapost.build import build_experience, build_module, build_policy
     from vlapost.policies.policy import save_policy
 
     policy = build_policy(cfg)
     module = build_module(cfg, policy)
-    data = build_experience(cfg, policy, module)
+    if fit(cfg, folder, module, build_experience(cfg, policy, module)):
+        save_policy(policy, folder / "adapter")
+
+
+def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule) -> bool:
+    """Train to the last iteration, from the newest checkpoint if there is one; true on the first process."""
+    checkpoint = newest_checkpoint(folder / "checkpoints")
     trainer = build_trainer(cfg, folder)
     if checkpoint is not None and trainer.is_global_zero:
         cli.console.print(f"{folder.name}: continuing from {checkpoint.name}.")
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if trainer.is_global_zero:
-        save_policy(policy, folder / "adapter")
+    return trainer.is_global_zero
 
 
 def build_trainer(cfg: Config, folder: Path) -> L.Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import lightning as L
@@ -19,10 +20,11 @@ class PolicyModule(L.LightningModule):
     Checkpoints hold the trainable tensors only: the base model stays in its own folder.
     """
 
-    def __init__(self, policy: Policy, optim: OptimConfig):
+    def __init__(self, policy: Policy, optim: OptimConfig, total_steps: int):
         super().__init__()
         self.policy = policy
         self.optim = optim
+        self.total_steps = total_steps
         self.strict_loading = False
         self.stopped = False  # set by a learning rule that wants no further update in this iteration
 
@@ -33,10 +35,7 @@ class PolicyModule(L.LightningModule):
         critic = list(policy.critic_parameters())
         if critic:
             groups.append({"params": critic, "lr": self.optim.value_lr, "name": "critic"})
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.optim.weight_decay)
-        steps = self.optim.warmup_steps
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        return adamw(groups, self.optim, self.total_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trainable tensors only."""
@@ -62,6 +61,19 @@ class PolicyModule(L.LightningModule):
                 "the last checkpoint is untouched. Lower optim.lr or look at the last rollout."
             )
         self.log("train/grad_norm", norm)
+
+
+def adamw(groups: list[dict[str, Any]], optim: OptimConfig, total_steps: int) -> Any:
+    """AdamW over parameter groups; the rate rises linearly, then stays or falls to zero along a cosine."""
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / (optim.warmup_steps + 1))
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps))) if optim.schedule == "cosine" else 1.0
+        return rise * fall
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def reduced_mean_std(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,15 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, return_: Tensor, clip: 
 class PPO(PolicyModule):
     """Proximal policy optimisation on action log-probabilities (sum over the seven tokens)."""
 
-    def __init__(self, policy: Policy, algorithm: AlgorithmConfig, optim: OptimConfig, temperature: float):
-        super().__init__(policy, optim)
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: AlgorithmConfig,
+        optim: OptimConfig,
+        total_steps: int,
+        temperature: float,
+    ):
+        super().__init__(policy, optim, total_steps)
         self.algorithm = algorithm
         self.temperature = temperature
 

@@ -7,6 +7,7 @@ It holds the simulator, the stored demonstrations, and the numbers a person want
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import lightning as L
@@ -14,21 +15,17 @@ import torch
 from torch import Tensor
 
 from vlapost.config import Config, UserError
-from vlapost.contracts import DemoBatch, EpisodeBatch, Observation, Policy, Rollout, VectorEnv
-from vlapost.experience.augment import augment
+from vlapost.contracts import DemoBatch, EpisodeBatch, Policy, Rollout, VectorEnv
 from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
 from vlapost.experience.collect import Stopwatch, collect
 
-METRICS = ("success_end", "success_once", "grasp", "consecutive_grasp")
 
+@dataclass(frozen=True)
+class DemoFeed:
+    """Stored demonstrations as minibatches. size: number of samples. make: (indices `[B]`, generator) -> batch."""
 
-class Demos(Protocol):
-    """What is asked of stored demonstrations."""
-
-    actions: Tensor
-
-    def observation(self, index: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-        """Images `[B, H, W, 3]` uint8 and sentences of the samples `index`."""
+    size: int
+    make: Callable[[Tensor, torch.Generator], DemoBatch]
 
 
 class Simulation(Protocol):
@@ -40,9 +37,7 @@ class Simulation(Protocol):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` training episode ids, never held out."""
 
-    def evaluate(
-        self, env: VectorEnv, ids: list[int], record: int
-    ) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+    def evaluate(self, env: VectorEnv, ids: list[int], record: int) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
         """Run held-out episodes `ids`; yields metrics `[B]` and the frames `[T, H, W, 3]` of the first `record`."""
 
 
@@ -55,7 +50,7 @@ class ExperienceModule(L.LightningDataModule):
         policy: Policy,
         advantage: Callable[[Rollout], tuple[Tensor, Tensor]] | None,
         simulation: Simulation,
-        open_demos: Callable[[], Demos],
+        open_demos: Callable[[], DemoFeed],
         held_out: Tensor,
     ):
         super().__init__()
@@ -74,16 +69,7 @@ class ExperienceModule(L.LightningDataModule):
         """Open demonstrations and build scenes, each only where the run uses them."""
         c = self.config
         if "demos" in c.experience.schedule:
-            demos = self.open_demos()
-            tokens = self.policy.encode(demos.actions)
-
-            def make(index: Tensor, generator: torch.Generator) -> DemoBatch:
-                image, sentences = demos.observation(index)
-                if c.experience.augment:
-                    image = augment(image, generator)
-                return DemoBatch(Observation(image, sentences), tokens[index])
-
-            self.make_demo_batch, self.demo_count = make, len(tokens)
+            self.demos = self.open_demos()
         if "rollout" in c.experience.schedule:
             check_batches(c)
         if "rollout" in c.experience.schedule or c.trainer.eval_every:
@@ -95,11 +81,12 @@ class ExperienceModule(L.LightningDataModule):
         assert self.trainer is not None
         iteration, rank, world = self.trainer.current_epoch, self.trainer.global_rank, self.trainer.world_size
         self.watch.seconds.clear()
+        self.stats = {}
         if e.schedule[iteration % len(e.schedule)] == "demos":
             turn, places = divmod(iteration, len(e.schedule))
             done = turn * e.schedule.count("demos") + e.schedule[:places].count("demos")
             return DemoBatches(
-                self.make_demo_batch, self.demo_count, e.demo_steps, c.optim.batch_size,
+                self.demos.make, self.demos.size, e.demo_steps, c.optim.batch_size,
                 done, rank, world, c.seed, self.watch,
             )  # fmt: skip
         assert self.advantage is not None
@@ -137,9 +124,7 @@ class ExperienceModule(L.LightningDataModule):
         c = self.config
         assert self.env is not None
         ids = self.simulation.draw(c.experience.rounds * self.env.num_envs, generator)
-        rollout = collect(
-            self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step
-        )
+        rollout = collect(self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step)
         self.env_steps += rollout.reward.numel() * world
         m = rollout.metrics
         self.stats = {

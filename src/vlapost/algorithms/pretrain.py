@@ -1,0 +1,101 @@
+"""Pretraining of openvla-tiny: every weight, on planner demonstrations, with an objective that teaches seeing.
+
+    make pretrain
+
+Cloning actions alone does not teach a small vision transformer to find the object. Two auxiliary heads, which are
+thrown away afterwards, are told the truth by the simulator:
+
+* segmentation: what each cell of 4x4 pixels shows (background, robot, object, receptacle), read from the features of
+  its patch before the projector;
+* position: where object, receptacle and gripper are (robot base frame), read from h0, the hidden state that predicts
+  the first action token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlapost.algorithms.base import PolicyModule, adamw
+from vlapost.algorithms.sft import token_cross_entropy
+from vlapost.config import GroundingConfig, OptimConfig
+from vlapost.contracts import GroundedBatch, Policy
+
+CLASSES = 4
+CELL = 4  # pixels
+
+
+class Pretrain(PolicyModule):
+    """Action loss, segmentation loss, position loss.
+
+    Args:
+        patch_grid: rows and columns of patches. patch_size: pixels. patch_dim, hidden_dim: widths the heads read.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        grounding: GroundingConfig,
+        optim: OptimConfig,
+        total_steps: int,
+        patch_grid: tuple[int, int],
+        patch_size: int,
+        patch_dim: int,
+        hidden_dim: int,
+    ):
+        super().__init__(policy, optim, total_steps)
+        self.grounding, self.patch_grid, self.cells = grounding, patch_grid, patch_size // CELL
+        self.segmentation_head = nn.Linear(patch_dim, CLASSES * self.cells**2)
+        self.position_head = nn.Linear(hidden_dim, 9)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on every weight that can get a gradient; no decay on vectors."""
+        trainable = [p for p in cast(nn.Module, self).parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1]},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return adamw(groups, self.optim, self.total_steps)
+
+    def training_step(self, batch: GroundedBatch, batch_idx: int) -> Tensor:
+        """One minibatch of demonstrations with ground truth."""
+        demo = batch.demo
+        features = cast(Any, self.policy).features(demo.observation, demo.action_tokens)
+        action_loss = token_cross_entropy(features.logits, demo.action_tokens)
+        position = self.position_head(features.h0.float())
+        position_loss = F.smooth_l1_loss(position, batch.position)
+        logits = cells(self.segmentation_head(features.patches.float()), self.patch_grid, self.cells)
+        segmentation_loss = F.cross_entropy(logits, cell_labels(batch.segmentation))
+        distance = (features.logits.argmax(-1) - demo.action_tokens).abs().float()
+        g = self.grounding
+        loss = action_loss + g.position_coef * position_loss + g.segmentation_coef * segmentation_loss
+        measures = {
+            "loss": loss,
+            "action_loss": action_loss,
+            "position_loss": position_loss,
+            "segmentation_loss": segmentation_loss,
+            "bin_distance_xy": distance[:, :2].mean(),
+            "gripper_accuracy": (distance[:, 6] == 0).float().mean(),
+        }
+        self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=len(batch), on_step=False,
+                      on_epoch=True)  # fmt: skip
+        return loss
+
+
+def cells(x_BPK: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Patch outputs `[B, P, CLASSES * side * side]` as an image of cells `[B, CLASSES, rows * side, columns * side]`."""
+    return F.pixel_shuffle(x_BPK.transpose(1, 2).unflatten(2, grid), side)
+
+
+def cell_labels(segmentation_BHW: Tensor) -> Tensor:
+    """Label of the middle pixel of each cell, `[B, H / 4, W / 4]` int64."""
+    return segmentation_BHW[:, CELL // 2 :: CELL, CELL // 2 :: CELL].long()
+
+
+def standardise(position_B9: Tensor) -> Tensor:
+    """Metres in the base frame to numbers of order one: 5 cm are 1, around the middle of the workspace."""
+    middle = torch.tensor([0.31, 0.03, 0.05] * 3, dtype=position_B9.dtype)
+    return (position_B9 - middle) / 0.05
