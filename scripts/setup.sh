@@ -65,7 +65,6 @@ install_packages() {
     say "installing Python packages (a few minutes, several GB with CUDA)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' \
         || stop "pip could not install the packages (its lines are above)."
-    touch .venv/.installed
 }
 
 # ---- shared libraries that cv2 and sapien load from the system -----------------------------------------------------------
@@ -108,4 +107,5 @@ install_vulkan() {
 install_packages
 install_libraries
 install_vulkan
+touch .venv/.installed
 say "done; make doctor checks everything"

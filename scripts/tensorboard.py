@@ -1,4 +1,4 @@
-"""Open TensorBoard on lightning_logs, after looking whether its port is free: `make tensorboard PORT=6007`."""
+"""Open TensorBoard on lightning_logs if its port is free: `make tensorboard PORT=6007`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ def check_port(word: str) -> int:
         UserError: not a port number, or another program listens on it.
     """
     if not word.isdigit() or not 1 <= int(word) <= 65535:
-        raise UserError(
-            f"PORT is '{word}'; it must be a number from 1 to 65535, as in make tensorboard PORT=6007."
-        )
+        raise UserError(f"PORT is '{word}'; it must be a number from 1 to 65535, as in make tensorboard PORT=6007.")
     port = int(word)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("localhost", port))
         except OSError as error:
+            other = port + 1 if port < 65535 else 6006
             raise UserError(
-                f"Port {port} cannot be used ({error.strerror}); choose another with make tensorboard PORT={port % 65535 + 1}."
+                f"Port {port} cannot be used ({error.strerror}); choose another: make tensorboard PORT={other}."
             ) from None
     return port
 

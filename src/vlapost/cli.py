@@ -28,7 +28,7 @@ console = Console()
 
 
 def main(run: Callable[[list[str]], None]) -> None:
-    """Run a command with the words after its name and leave the process; `--help` prints the docstring of its file."""
+    """Run a command with the words after its name, then exit; `--help` prints the docstring of its file."""
     words = sys.argv[1:]
     if "-h" in words or "--help" in words:
         print((sys.modules[run.__module__].__doc__ or "").strip())
