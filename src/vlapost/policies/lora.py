@@ -1,0 +1,97 @@
+"""Low-rank adapters (Hu et al. 2022) on every linear layer, as the study uses them: rank 32, alpha 16, no dropout.
+
+The target list is explicit, because what "all-linear" means changes between peft versions; it includes the two patch
+convolutions and the language model's head. Layers that are never computed are left out. Adapters are float32 whatever
+the base is: in bfloat16 an update of 1e-4 is lost in rounding. Files are in PEFT's format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from vlapost.config import UserError
+from vlapost.policies.files import read_json, read_tensors
+from vlapost.policies.openvla import OpenVLA
+
+VISION_TARGETS = ["qkv", "proj", "fc1", "fc2", "fc3", "q", "kv"]  # fc1..fc3 also of the projector
+LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+
+
+def lora_config(network: OpenVLA, rank: int, alpha: int) -> LoraConfig:
+    """PEFT's description of the adapters: A normal with deviation 1/rank, B zero, scale alpha/rank."""
+    unused = "|".join(name.replace(".", r"\.") for name in network.unused())
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights="gaussian",
+        target_modules=VISION_TARGETS + LLAMA_TARGETS,
+        exclude_modules=rf"({unused})(\..*)?",
+    )
+
+
+def add_adapters(network: OpenVLA, rank: int, alpha: int) -> None:
+    """Put new adapters into the network in place; they alone become trainable."""
+    inject_adapter_in_model(lora_config(network, rank, alpha), network)
+    for name, parameter in network.named_parameters():
+        is_adapter = "lora_" in name
+        parameter.requires_grad_(is_adapter)
+        if is_adapter:
+            parameter.data = parameter.data.float()
+
+
+def adapter_parameters(network: OpenVLA) -> dict[str, nn.Parameter]:
+    """Adapter weights under the names PEFT gives them in a file."""
+    return {
+        _PREFIX + name.replace(".default.", "."): parameter
+        for name, parameter in network.named_parameters()
+        if "lora_" in name
+    }
+
+
+def adapter_state(network: OpenVLA) -> dict[str, Tensor]:
+    """Adapter weights as they are written to a file: float32 on CPU."""
+    return {name: p.detach().to("cpu").contiguous() for name, p in adapter_parameters(network).items()}
+
+
+def adapter_sizes(folder: Path) -> tuple[int, int]:
+    """Rank and alpha of a saved adapter."""
+    settings = read_json(folder / SETTINGS)
+    if "r" not in settings or "lora_alpha" not in settings:
+        raise UserError(f"{folder / SETTINGS} has no 'r' or 'lora_alpha'; it is not a LoRA adapter.")
+    return settings["r"], settings["lora_alpha"]
+
+
+def load_adapters(network: OpenVLA, folder: Path) -> None:
+    """Copy saved adapter weights into a network that has adapters of the same rank.
+
+    Published adapters also hold a copy of the head (`lm_head.base_layer.weight`) and adapters of layers that are never
+    computed; both are skipped.
+
+    Raises:
+        UserError: a file is missing or truncated, or a tensor is missing or does not fit.
+    """
+    found = read_tensors(folder / WEIGHTS)
+    skipped = tuple(f"{_PREFIX}{name}." for name in network.unused())
+    found = {n: t for n, t in found.items() if not n.startswith(skipped) and not n.endswith(".base_layer.weight")}
+    wanted = adapter_parameters(network)
+    wrong = sorted(
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in wanted or name not in found or wanted[name].shape != found[name].shape
+    )
+    if wrong:
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit the checkpoint: {len(wrong)} tensors differ, first '{wrong[0]}'; "
+            "was the adapter trained on another model?"
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(found[name])

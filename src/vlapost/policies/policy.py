@@ -1,0 +1,256 @@
+"""The policy: a checkpoint folder made into something that chooses and judges actions.
+
+One image and one instruction give seven tokens of 256 bins each, drawn one after another. The critic, if there is one,
+reads the hidden state h0 after the final norm at the position that predicts the first of them (paper section 4.1).
+
+Left out of the study's own policy: its hidden top-k of 50 when sampling, and recording the log-probability of another
+distribution than the one sampled from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from vlapost.config import PolicyConfig, UserError
+from vlapost.contracts import ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
+from vlapost.policies import lora
+from vlapost.policies.action_tokens import LAST_ID, ActionTokens
+from vlapost.policies.files import new_folder, read_json, read_tensors
+from vlapost.policies.openvla import OpenVLA, load_openvla, save_openvla
+from vlapost.policies.preprocess import Preprocess
+from vlapost.policies.prompt import Prompts
+from vlapost.policies.value_head import ValueHead
+
+VALUE_HEAD, STATISTICS = "value_head.safetensors", "dataset_statistics.json"
+
+
+@dataclass(frozen=True)
+class Features:
+    """One training forward, opened up.
+
+    logits: `[B, A, V]` float32, of action token k given the image, the instruction and tokens 0..k-1.
+    h0: `[B, D]`, the hidden state after the final norm that predicts token 0.
+    patches: `[B, P, Dv]`, the image encoders' features before the projector.
+    """
+
+    logits: Tensor
+    h0: Tensor
+    patches: Tensor
+
+
+class OpenVLAPolicy(nn.Module):
+    """OpenVLA with tokenizer, action statistics and an optional critic; implements `contracts.Policy`.
+
+    Args:
+        network: the network, with adapters or without.
+        source: the checkpoint folder (its tokenizer and preprocessor are read).
+        statistics: data set name to action statistics. unnorm_key: the one to use.
+        critic: build the value head.
+
+    Calls expect `observation` in any image size; it is resized to the network's. All calls use the module as it is:
+    there is no dropout, `train()` and `eval()` make no difference.
+    """
+
+    def __init__(
+        self, network: OpenVLA, source: Path, statistics: dict[str, Any], unnorm_key: str, critic: bool
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.source = source
+        self.statistics = statistics
+        self.prompts = Prompts(source / "tokenizer.json")
+        self.preprocess = Preprocess(read_json(source / "preprocessor_config.json"), network.image_size)
+        self.actions = ActionTokens(statistics, unnorm_key)
+        self.value_head = ValueHead(network.llama_config.hidden_size) if critic else None
+        self.to(network.device)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
+        """Draw seven tokens: `argmax(logits / temperature + noise)`, one token after another.
+
+        Args:
+            observation: B images and instructions.
+            noise: standard Gumbel noise `[B, A, V]`, which makes the argmax a sample; None takes the most likely token
+                and ignores `temperature`.
+            temperature: > 0; the recorded log-probability is that of the distribution at this temperature (the one
+                drawn from), without top-k; of temperature 1 when greedy.
+        """
+        temperature = 1.0 if noise is None else temperature
+        patches, ids, mask = self._inputs(observation)
+        embeds = self.network.embed(patches, ids)
+        positions = mask.cumsum(1) - 1
+        cache = DynamicCache(config=self.network.llama_config)
+        hidden = self.network.hidden(embeds, _causal(mask), positions, cache)[:, -1]
+        value = self._value(hidden)
+        position = positions[:, -1:]
+        tokens: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        for k in range(ACTION_DIM):
+            if k > 0:
+                mask = F.pad(mask, (0, 1), value=True)
+                position = position + 1
+                embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
+                hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
+            logits = self.network.action_logits(hidden) / temperature
+            token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
+            tokens.append(token)
+            logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
+        return PolicyOutput(torch.stack(tokens, 1), torch.stack(logprobs, 1).sum(1), value)
+
+    def features(self, observation: Observation, action_tokens: Tensor) -> Features:
+        """The training forward for given bins `[B, A]` (teacher forced), with gradients."""
+        hidden, patches = self._forward(observation, action_tokens[:, :-1])
+        return Features(self.network.action_logits(hidden), hidden[:, 0], patches)
+
+    def action_logits(self, observation: Observation, action_tokens: Tensor) -> Tensor:
+        """Teacher-forced logits `[B, A, V]` float32, for cross-entropy against the bins `[B, A]`."""
+        return self.features(observation, action_tokens).logits
+
+    def evaluate(self, observation: Observation, action_tokens: Tensor, temperature: float = 1.0) -> PolicyEvaluation:
+        """Log-probability and entropy of each given token `[B, A]`, and the value, with gradients."""
+        features = self.features(observation, action_tokens)
+        logprob_BAV = (features.logits / temperature).log_softmax(-1)
+        logprob = logprob_BAV.gather(2, action_tokens[..., None])[..., 0]
+        entropy = -(logprob_BAV.exp() * logprob_BAV).sum(-1)
+        return PolicyEvaluation(logprob, entropy, self._value(features.h0))
+
+    def value(self, observation: Observation) -> Tensor:
+        """The critic's estimate `[B]` float32; zeros without a critic."""
+        tokens = torch.zeros(len(observation), 0, dtype=torch.int64, device=self.network.device)
+        hidden, _ = self._forward(observation, tokens)
+        return self._value(hidden[:, 0])
+
+    def decode(self, action_tokens: Tensor) -> Tensor:
+        """Bins `[B, A]` to actions `[B, A]` float32: metres and radians in the base frame, gripper +1 / -1."""
+        return self.actions.decode(action_tokens)
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Actions `[B, A]` to bins `[B, A]` int64."""
+        return self.actions.encode(action)
+
+    def adapter_parameters(self) -> Iterator[nn.Parameter]:
+        """The network's trainable weights: the adapters, or all computed weights of a policy without adapters."""
+        return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """The value head's weights; none without a critic."""
+        return iter(()) if self.value_head is None else self.value_head.parameters()
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Adapter weights on CPU under PEFT's file names."""
+        return lora.adapter_state(self.network)
+
+    def save(self, folder: Path | str) -> None:
+        """Same as `save_policy(self, folder)`."""
+        save_policy(self, folder)
+
+    def _inputs(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Patch features `[B, P, Dv]`, prompt ids `[B, L]`, mask `[B, 1+P+L]` of BOS, patches and prompt."""
+        device = self.network.device
+        patches = self.network.patch_features(self.preprocess(observation.image.to(device)))
+        ids, prompt_mask = self.prompts.batch(observation.instruction, device)
+        mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
+        return patches, ids, mask
+
+    def _forward(self, observation: Observation, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of the last `N+1` positions given `N` action tokens `[B, N]`; and the patch features."""
+        patches, ids, mask = self._inputs(observation)
+        count = tokens.shape[1]
+        mask = F.pad(mask, (0, count), value=True)
+        embeds = self.network.embed(patches, torch.cat([ids, LAST_ID - tokens], dim=1))
+        hidden = self.network.hidden(embeds, _causal(mask), mask.cumsum(1) - 1)
+        return hidden[:, -(count + 1) :], patches
+
+    def _value(self, h0: Tensor) -> Tensor:
+        if self.value_head is None:
+            return torch.zeros(len(h0), device=h0.device)
+        with torch.autocast(h0.device.type, enabled=False):
+            return self.value_head(h0)
+
+
+def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtype) -> OpenVLAPolicy:
+    """The policy a configuration describes.
+
+    The base weights are `dtype`; adapters and critic are float32 always. `cfg.adapter` continues a saved adapter (and
+    its critic, if it has one); else new adapters are made, or none if `cfg.lora_rank` is 0: then every weight of the
+    network is trainable. New weights come from the global random generator: seed it first.
+
+    Raises:
+        UserError: a folder, file or key is missing or does not fit; the sentence names it.
+    """
+    source, folder = Path(cfg.checkpoint), Path(cfg.adapter)
+    network = load_openvla(source, device, dtype)
+    statistics = dict(network.config.get("norm_stats", {})) | _statistics(source)
+    if cfg.adapter:
+        if not folder.is_dir():
+            raise UserError(f"There is no adapter folder {folder} (policy.adapter); train one or leave the key empty.")
+        if lora.adapter_sizes(folder) != (cfg.lora_rank, cfg.lora_alpha):
+            rank, alpha = lora.adapter_sizes(folder)
+            raise UserError(
+                f"The adapter {folder} has rank {rank} and alpha {alpha}, but the configuration says "
+                f"{cfg.lora_rank} and {cfg.lora_alpha}; set policy.lora_rank={rank} policy.lora_alpha={alpha}."
+            )
+        statistics |= _statistics(folder)
+    if cfg.lora_rank == 0:
+        network.unfreeze()
+    else:
+        lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
+    policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
+    if cfg.adapter:
+        lora.load_adapters(network, folder)
+    if cfg.adapter and policy.value_head is not None and (folder / VALUE_HEAD).is_file():
+        tensors = read_tensors(folder / VALUE_HEAD)
+        try:
+            policy.value_head.load_state_dict({n.removeprefix("value_head."): t for n, t in tensors.items()})
+        except RuntimeError:
+            raise UserError(
+                f"{folder / VALUE_HEAD} does not fit the checkpoint; delete it to start a new critic."
+            ) from None
+    return policy
+
+
+def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
+    """Write what training changes to `folder` (replaced as a whole).
+
+    A policy with adapters: adapter_model.safetensors, adapter_config.json, dataset_statistics.json and, with a critic,
+    value_head.safetensors. A policy without adapters: the whole checkpoint folder.
+    """
+    folder = Path(folder)
+    adapters = policy.adapter_state()
+    if not adapters:
+        save_openvla(policy.network, policy.source, policy.statistics, folder)
+        return
+    layer = policy.network.language_model.lm_head
+    config = lora.lora_config(policy.network, layer.r["default"], layer.lora_alpha["default"])
+    config.base_model_name_or_path = policy.source.name
+    with new_folder(folder) as new:
+        save_file(adapters, new / lora.WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(str(new))
+        (new / STATISTICS).write_text(json.dumps(policy.statistics, indent=2) + "\n", encoding="utf-8")
+        if policy.value_head is not None:
+            head = {
+                f"value_head.{n}": t.detach().to("cpu").contiguous() for n, t in policy.value_head.state_dict().items()
+            }
+            save_file(head, new / VALUE_HEAD, metadata={"format": "pt"})
+
+
+def _statistics(folder: Path) -> dict[str, Any]:
+    path = folder / STATISTICS
+    return read_json(path) if path.is_file() else {}
+
+
+def _causal(mask: Tensor) -> Tensor:
+    """`[B, N]` bool (False at padding) to `[B, 1, N, N]`: each token sees itself, earlier tokens, no padding."""
+    length = mask.shape[1]
+    lower = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return lower & mask[:, None, None, :]

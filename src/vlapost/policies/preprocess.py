@@ -1,0 +1,45 @@
+"""Camera pictures to the six normalised channels the two image encoders read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlapost.config import UserError
+
+
+class Preprocess(nn.Module):
+    """Resize (bicubic, antialiased, not clamped, as the study's RL code does), scale to 0..1, normalise twice.
+
+    Args:
+        config: content of `preprocessor_config.json`; its `tvf_normalize_params` give mean and standard deviation
+            of the DINOv2 and of the SigLIP channels.
+        size: height and width in pixels that the encoders expect.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: dict[str, Any], size: tuple[int, int]) -> None:
+        super().__init__()
+        params = config.get("tvf_normalize_params")
+        if not params or len(params) != 2:
+            raise UserError("preprocessor_config.json needs two entries in 'tvf_normalize_params'.")
+        self.size = size
+        self.register_buffer("mean", _channels(params, "mean"), persistent=False)
+        self.register_buffer("std", _channels(params, "std"), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 RGB `[B, H, W, 3]` to float32 `[B, 6, height, width]`: DINOv2's channels, then SigLIP's."""
+        pixels = image.permute(0, 3, 1, 2).float()
+        if pixels.shape[-2:] != self.size:
+            pixels = F.interpolate(pixels, size=self.size, mode="bicubic", align_corners=False, antialias=True)
+        pixels = pixels / 255.0
+        return (torch.cat([pixels, pixels], dim=1) - self.mean) / self.std
+
+
+def _channels(params: list[dict[str, list[float]]], key: str) -> Tensor:
+    return torch.tensor([*params[0][key], *params[1][key]], dtype=torch.float32).view(1, 6, 1, 1)
