@@ -17,6 +17,7 @@ from vlapost.contracts import DemoBatch, VectorEnv
 from vlapost.envs import episodes
 from vlapost.envs.vector import make_env
 from vlapost.evaluation.episodes import run_episodes
+from vlapost.evaluation.summary import METRICS
 from vlapost.experience.augment import augment
 from vlapost.experience.datamodule import DemoFeed, ExperienceModule, samples
 from vlapost.experience.demos import DemoDataset
@@ -91,7 +92,7 @@ class PlaceOnPlate:
 
     def __init__(self, config: Config, policy: OpenVLAPolicy):
         self.config, self.policy = config, policy
-        self.setup = episodes.setup(config.env.id, config.env.obj_set)
+        self.setup = episodes.find_setup(config.env.id, config.env.obj_set)
         self.exclude = episodes.held_out(config.env.id, config.env.obj_set)
 
     def make(self) -> VectorEnv:
@@ -103,11 +104,10 @@ class PlaceOnPlate:
         return episodes.draw(self.setup, count, generator, self.exclude)
 
     def evaluate(self, env: VectorEnv, ids: list[int], record: int) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
-        """Run `ids`, `env.num_envs` at a time; a short last group is filled with repeats that are dropped."""
+        """Run `ids`, `env.num_envs` at a time."""
         temperature = self.config.evaluation.temperature
         for start in range(0, len(ids), env.num_envs):
             group = ids[start : start + env.num_envs]
             results = run_episodes(self.policy, env, group, temperature, self.config.seed, max(0, record - start))
-            names = ("success_end", "success_once", "grasp", "consecutive_grasp")
-            metrics = {name: torch.tensor([getattr(r, name) for r in results]) for name in names}
-            yield metrics, [torch.as_tensor(r.frames) for r in results if r.frames is not None]
+            metrics = {name: torch.tensor([getattr(r, name) for r in results]) for name in METRICS}
+            yield metrics, [torch.from_numpy(r.frames) for r in results if r.frames is not None]

@@ -1,0 +1,163 @@
+"""The whole recipe as one command: `python -m vlapost.recipe ppo [key=value ...]`, or `make train-ppo`.
+
+demonstrations -> LoRA warm-up (SFT) -> PPO -> evaluation on held-out episodes before and after, and of the untrained
+starting points. Each stage is a process of its own and is skipped once finished, so the same command continues an
+interrupted recipe. Overrides of `algorithm`, `experience`, `optim` and `trainer` go to the RL stage, all others to
+every stage; with the prefix `sft.` they go to the warm-up alone (`sft.trainer.iterations=5`).
+
+Writes lightning_logs/<run>/: sft/, ppo/, evaluation-*/, learning_curve.png, summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from vlapost import cli, collect_demos, config, evaluate
+from vlapost.config import ROOT, Config, UserError
+from vlapost.evaluation.summary import METRICS, write_json
+
+LEARNING = ("algorithm.", "experience.", "optim.", "trainer.")
+STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
+
+
+def run(argv: list[str]) -> None:
+    """Run every stage that is not finished, then summarise."""
+    name, words = cli.parse(argv, "ppo")
+    warmup = [w.removeprefix("sft.") for w in words if w.startswith("sft.")]
+    overrides = [w for w in words if not w.startswith("sft.")]
+    cfg = config.load(name, overrides)
+    if cfg.algorithm.name == "sft":
+        raise UserError(f"conf/{name}.yaml trains by SFT alone; use make train-sft.")
+    shared = [*(w for w in overrides if not w.startswith(LEARNING)), f"run={cfg.run}"]
+    warmup_words = [*shared, *warmup]
+    warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
+
+    folder = ROOT / "lightning_logs" / cfg.run
+    rl = cfg.algorithm.name
+    warm, tuned = folder / "sft/adapter", folder / f"{rl}/adapter"
+
+    def evaluation(label: str, adapter: str) -> Callable[[], object]:
+        c = replace(base, policy=replace(base.policy, adapter=adapter))
+        return lambda: evaluate.evaluate(c, folder / f"evaluation-{label}")
+
+    def training(*words: str) -> Callable[[], object]:
+        return lambda: _call(["vlapost.train", *words])
+
+    stages: list[tuple[str, Path, Callable[[], object]]] = [
+        ("demonstrations", folder / "demos.json", lambda: collect_demos.collect(warmup_cfg)),
+        ("evaluate base", folder / "evaluation-base/report.json", evaluation("base", "")),
+        ("warm-up", warm, training("sft", *warmup_words)),
+        ("evaluate before", folder / "evaluation-before/report.json", evaluation("before", str(warm))),
+        (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={warm}")),
+        ("evaluate after", folder / "evaluation-after/report.json", evaluation("after", str(tuned))),
+    ]
+    seconds_file = folder / "seconds.json"
+    seconds: dict[str, float] = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
+    for title, product, stage in stages:
+        if product.exists():
+            cli.console.print(f"{title}: finished earlier", style="dim")
+            continue
+        cli.console.rule(title)
+        begin = time.perf_counter()
+        try:
+            stage()
+        finally:
+            seconds[title] = seconds.get(title, 0.0) + time.perf_counter() - begin
+            write_json(seconds_file, seconds)
+        if title == "demonstrations":
+            write_json(product, {"path": warmup_cfg.demos.path, "episodes": warmup_cfg.demos.episodes})
+    summarise(cfg, folder, seconds)
+
+
+def _call(words: list[str]) -> None:
+    """A training stage is a process of its own: it may start more of them, and its memory goes when it ends."""
+    code = subprocess.call([sys.executable, "-m", *words])
+    if code:
+        sys.exit(code)
+
+
+def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:
+    """Write summary.json and the learning curve, and print the table."""
+    reports = {label: json.loads((folder / f"evaluation-{label}/report.json").read_text()) for label in STARTS}
+    curve = rollout_curve(folder / cfg.algorithm.name)
+    summary: dict[str, Any] = {
+        **{label: {m: reports[label][m] for m in METRICS} for label in STARTS},
+        "decoding": reports["after"]["decoding"],
+        "seed": cfg.seed,
+        "env_steps": int(curve["rollout/env_steps"][-1]) if curve["rollout/env_steps"] else 0,
+        "seconds": {title: round(value, 1) for title, value in seconds.items()},
+        "config": OmegaConf.to_container(OmegaConf.structured(cfg)),
+    }
+    write_json(folder / "summary.json", summary)
+    plot(curve, folder / "learning_curve.png", summary)
+    table = Table(title=f"{cfg.run}: {summary['after']['success_end']['n']} held-out episodes, {summary['decoding']}")
+    table.add_column("metric")
+    for label, what in STARTS.items():
+        table.add_column(f"{label}\n{what}", justify="right")
+    for metric in METRICS:
+        cells = [summary[label][metric] for label in STARTS]
+        table.add_row(metric, *[f"{c['mean']:.1%}  [{c['low']:.1%}, {c['high']:.1%}]" for c in cells])
+    cli.console.print(table)
+    total = sum(seconds.values())
+    cli.console.print(
+        f"{summary['env_steps']} environment steps; {total / 60:.1f} minutes: "
+        + ", ".join(f"{title} {value / 60:.1f}" for title, value in seconds.items())
+    )
+    cli.console.print(f"Wrote {folder / 'summary.json'} and learning_curve.png; `make tensorboard` shows the rest.")
+
+
+def rollout_curve(folder: Path) -> dict[str, list[float]]:
+    """The stage's TensorBoard series over iterations; a resumed run's repeated iterations appear once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = ["rollout/env_steps", *[f"rollout/{m}" for m in METRICS], "rollout/return"]
+    known = set(events.Tags()["scalars"])
+    return {
+        tag: [value for _, value in sorted({e.step: e.value for e in events.Scalars(tag)}.items())]
+        for tag in tags
+        if tag in known
+    } | {tag: [] for tag in tags if tag not in known}
+
+
+def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> None:
+    """Sampled success and grasp of the training rollouts over environment steps; held-out scores as points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4))
+    steps = curve["rollout/env_steps"]
+    for metric, colour in zip(METRICS, ("tab:green", "tab:olive", "tab:blue", "tab:purple")):
+        values = curve[f"rollout/{metric}"]
+        smooth = [sum(values[max(0, i - 4) : i + 1]) / len(values[max(0, i - 4) : i + 1]) for i in range(len(values))]
+        axis.plot(steps, smooth, color=colour, label=metric)
+        for place, label in ((0, "before"), (steps[-1] if steps else 0, "after")):
+            c = summary[label][metric]
+            error = [[max(0.0, c["mean"] - c["low"])], [max(0.0, c["high"] - c["mean"])]]
+            axis.errorbar(place, c["mean"], yerr=error, color=colour, marker="o", capsize=3)
+    axis.set_xlabel("environment steps")
+    axis.set_ylabel("share of episodes")
+    axis.set_ylim(-0.02, 1.02)
+    axis.legend(loc="upper left", fontsize=8, title="lines: rollouts, T = 1 (mean of 5)\npoints: held out, 95 %")
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+    temporary.rename(path)
+
+
+if __name__ == "__main__":
+    cli.main(run)

@@ -1,0 +1,189 @@
+"""The seam between sampling and learning: laziness, order, seeds, shapes, augmentation."""
+
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+from vlapost.config import UserError, load
+from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyOutput, Rollout, Step
+from vlapost.experience.augment import augment
+from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
+from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
+from vlapost.experience.datamodule import check_batches
+
+T, E = 4, 3
+
+
+def rollout_of(value: float = 0.0) -> Rollout:
+    """Sample (t, e) carries the number 10 t + e in every field."""
+    number = torch.arange(T).view(T, 1) * 10.0 + torch.arange(E)
+    flags = torch.zeros(E, dtype=torch.bool)
+    return Rollout(
+        image=number.view(T, E, 1, 1, 1).expand(T, E, 2, 2, 3).to(torch.uint8),
+        instruction=("a", "b", "c"),
+        action_tokens=number.long().view(T, E, 1).expand(T, E, 7),
+        logprob=number,
+        value=number,
+        reward=number + value,
+        last_value=torch.zeros(E),
+        metrics=Metrics(flags, flags, flags, flags),
+        episode_id=torch.arange(E),
+    )
+
+
+def minibatches(passes: int = 1, collect_fn=rollout_of) -> Minibatches:
+    def advantage(r: Rollout):
+        return r.reward * 2, r.reward * 3
+
+    return Minibatches(collect_fn, advantage, T * E, 4, passes, seeded(0), Stopwatch())
+
+
+def test_every_sample_once_per_pass_with_its_own_fields():
+    batches = list(minibatches(passes=2))
+    assert len(batches) == len(minibatches(passes=2)) == 6
+    numbers = torch.cat([b.logprob for b in batches])
+    assert (
+        sorted(numbers[:12].tolist())
+        == sorted(numbers[12:].tolist())
+        == sorted(rollout_of().logprob.flatten().tolist())
+    )
+    assert numbers[:12].tolist() != numbers[12:].tolist()
+    for b in batches:
+        assert torch.equal(b.action_tokens[:, 0].float(), b.logprob)
+        assert torch.equal(b.observation.image[:, 0, 0, 0].float(), b.logprob)
+        assert torch.equal(b.advantage, 2 * b.logprob)
+        assert torch.equal(b.return_, 3 * b.logprob)
+        assert list(b.observation.instruction) == ["abc"[int(n) % 10] for n in b.logprob]
+
+
+def test_lightning_collects_once_per_iteration_and_never_with_stale_weights():
+    """The contract that on-policy learning needs of Lightning: see the module docstring of experience/buffer.py."""
+    seen: list[float] = []
+
+    class Module(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([self.weight], lr=1.0)
+
+        def training_step(self, batch, batch_idx):
+            return -self.weight  # one step adds one to the weight
+
+    class Data(L.LightningDataModule):
+        def train_dataloader(self):
+            return minibatches(collect_fn=lambda: (seen.append(float(module.weight.detach())), rollout_of())[1])
+
+    module = Module()
+    trainer = L.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Data())
+    assert seen == [0.0, 3.0, 6.0]  # three minibatches each, all applied before the next rollout
+
+
+def demo_batches(iteration: int, rank: int, world: int, size: int = 10, steps: int = 2) -> list[list[int]]:
+    def make(index, generator):
+        return index
+
+    batches = DemoBatches(make, size, steps, 3, iteration, rank, world, 7, Stopwatch())  # type: ignore[type-var]
+    return [batch.tolist() for batch in batches]
+
+
+def test_demonstrations_are_seen_once_before_any_is_seen_twice():
+    walk = [i for iteration in range(5) for i in sum(demo_batches(iteration, 0, 1), [])]
+    assert sorted(walk[:10]) == sorted(walk[10:20]) == sorted(walk[20:30]) == list(range(10))
+    assert walk[:10] != walk[10:20]
+
+
+def test_two_processes_share_the_walk_of_one():
+    alone = sum(demo_batches(0, 0, 1, steps=4), [])
+    ranks = [demo_batches(0, rank, 2, steps=2) for rank in (0, 1)]
+    together = [i for pair in zip(*ranks) for batch in pair for i in batch]
+    assert together == alone
+
+
+def test_gumbel_noise_draws_from_the_softmax():
+    logits = torch.full((256,), -30.0)
+    logits[:3] = torch.tensor([0.0, 1.0, 2.0])
+    draws = (logits + gumbel_noise(4000, seeded(1))).argmax(-1).flatten()
+    share = torch.bincount(draws, minlength=3)[:3] / len(draws)
+    torch.testing.assert_close(share, logits[:3].softmax(0), atol=0.01, rtol=0)
+
+
+class CountingEnv:
+    """Reward 1 for an action equal to the step's number, else 0; three steps per episode."""
+
+    num_envs = 2
+
+    def reset(self, ids):
+        self.t, self.ids = 0, ids
+        return self._see()
+
+    def _see(self):
+        return Observation(torch.full((2, 2, 2, 3), self.t, dtype=torch.uint8), tuple(f"do {int(i)}" for i in self.ids))
+
+    def step(self, action):
+        reward = (action[:, 0] == self.t).float()
+        self.t += 1
+        flags = torch.tensor([self.t == 3] * 2)
+        return Step(self._see(), reward, Metrics(flags, flags, flags, flags), self.t == 3)
+
+
+def test_collect_lines_up_observation_action_and_reward():
+    class Echo:
+        """Acts with the number it sees; its log-probability and value are functions of it."""
+
+        def act(self, observation, noise, temperature):
+            seen = observation.image[:, 0, 0, 0].long()
+            return PolicyOutput(seen.view(-1, 1).expand(-1, 7), -seen.float(), seen.float() / 2)
+
+        def decode(self, tokens):
+            return tokens.float()
+
+        def value(self, observation):
+            return observation.image[:, 0, 0, 0].float() / 2
+
+    r = collect(CountingEnv(), Echo(), torch.arange(4), seeded(0), 1.0, Stopwatch())  # type: ignore[arg-type]
+    assert r.image.shape == (3, 4, 2, 2, 3)
+    assert torch.equal(r.reward, torch.ones(3, 4))
+    assert torch.equal(r.action_tokens[:, :, 0], torch.arange(3).view(3, 1).expand(3, 4))
+    assert torch.equal(r.logprob, -torch.arange(3.0).view(3, 1).expand(3, 4))
+    assert r.last_value.tolist() == [1.5] * 4
+    assert r.instruction == ("do 0", "do 1", "do 2", "do 3")
+    assert r.metrics.success.all()
+
+
+def test_augment_is_seeded_mild_and_keeps_the_form():
+    image = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=seeded(3))
+    smooth = image.float().mean((1, 2), keepdim=True).expand(4, 32, 32, 3).to(torch.uint8)
+    one, two, other = (augment(smooth, seeded(s)) for s in (1, 1, 2))
+    assert one.shape == image.shape
+    assert one.dtype == torch.uint8
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert (one.float() - smooth.float()).abs().mean() < 60
+
+
+@pytest.mark.parametrize("override", ["optim.batch_size=7", "optim.accumulate=3"])
+def test_batches_that_do_not_fit_are_refused(override):
+    with pytest.raises(UserError, match="must divide it"):
+        check_batches(load("ppo", [override]))
+
+
+def test_schedule_alternates_and_counts_only_its_own_iterations():
+    from vlapost.experience.datamodule import DemoFeed, ExperienceModule
+
+    cfg = load("ppo", ["experience.schedule=[rollout,demos,demos]"])
+    data = ExperienceModule(cfg, None, lambda r: r, None, None, torch.arange(3))  # type: ignore[arg-type]
+    data.demos = DemoFeed(10, lambda index, generator: DemoBatch(None, index))  # type: ignore[arg-type]
+    kinds = []
+    for epoch in range(6):
+        data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, world_size=1)  # type: ignore[assignment]
+        loader = data.train_dataloader()
+        kinds.append(loader.iteration if isinstance(loader, DemoBatches) else "rollout")
+    assert kinds == ["rollout", 0, 1, "rollout", 2, 3]

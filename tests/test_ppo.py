@@ -1,0 +1,86 @@
+"""PPO's arithmetic against numbers computed by hand (in the comments), and torchrl-free property checks."""
+
+import math
+
+import pytest
+import torch
+
+from vlapost.algorithms.base import reduced_mean_std
+from vlapost.algorithms.ppo import clipped_surrogate, clipped_value_loss, gae
+from vlapost.algorithms.sft import token_cross_entropy
+
+REWARD = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
+VALUE = torch.tensor([[0.5], [0.6], [0.7]], dtype=torch.float64)
+
+
+def test_gae_time_limit_is_an_end():
+    # delta_2 = 1 - 0.7 = 0.3                       A_2 = 0.3
+    # delta_1 = 0.1 + 0.9 * 0.7 - 0.6 = 0.13        A_1 = 0.13 + 0.72 * 0.3   = 0.346
+    # delta_0 = 0   + 0.9 * 0.6 - 0.5 = 0.04        A_0 = 0.04 + 0.72 * 0.346 = 0.28912
+    advantage, return_ = gae(REWARD, VALUE, torch.zeros(1, dtype=torch.float64), gamma=0.9, lam=0.8)
+    assert advantage.squeeze().tolist() == pytest.approx([0.28912, 0.346, 0.3], abs=1e-12)
+    assert return_.squeeze().tolist() == pytest.approx([0.78912, 0.946, 1.0], abs=1e-12)
+
+
+def test_gae_bootstraps_from_the_last_value():
+    # delta_2 = 1 + 0.9 * 0.5 - 0.7 = 0.75; A_1 = 0.13 + 0.72 * 0.75 = 0.67; A_0 = 0.04 + 0.72 * 0.67 = 0.5224
+    advantage, _ = gae(REWARD, VALUE, torch.tensor([0.5], dtype=torch.float64), gamma=0.9, lam=0.8)
+    assert advantage.squeeze().tolist() == pytest.approx([0.5224, 0.67, 0.75], abs=1e-12)
+
+
+def test_gae_with_gamma_and_lambda_one_is_the_return_minus_the_value():
+    generator = torch.Generator().manual_seed(0)
+    reward, value = torch.rand(80, 5, generator=generator), torch.rand(80, 5, generator=generator)
+    advantage, return_ = gae(reward, value, torch.zeros(5), gamma=1.0, lam=1.0)
+    to_go = reward.flip(0).cumsum(0).flip(0)
+    torch.testing.assert_close(return_, to_go, atol=1e-4, rtol=0)
+    torch.testing.assert_close(advantage, to_go - value, atol=1e-4, rtol=0)
+
+
+def test_gae_keeps_episodes_apart():
+    reward, value = torch.rand(10, 3), torch.rand(10, 3)
+    last = torch.rand(3)
+    together, _ = gae(reward, value, last, 0.99, 0.95)
+    for e in range(3):
+        alone, _ = gae(reward[:, e : e + 1], value[:, e : e + 1], last[e : e + 1], 0.99, 0.95)
+        assert torch.equal(alone[:, 0], together[:, e])
+
+
+def test_clipped_surrogate():
+    # ratios 1.5, 0.5, 1.1 and advantages 1, -1, 2: min(1.5, 1.2) = 1.2, min(-0.5, -0.8) = -0.8, 2.2
+    ratio = torch.tensor([1.5, 0.5, 1.1], dtype=torch.float64)
+    out = clipped_surrogate(ratio.log(), torch.zeros(3), torch.tensor([1.0, -1.0, 2.0]), clip=0.2)
+    assert out.loss.item() == pytest.approx(-(1.2 - 0.8 + 2.2) / 3, abs=1e-12)
+    assert out.clip_fraction.item() == pytest.approx(2 / 3)
+    kl = ((0.5 - math.log(1.5)) + (-0.5 - math.log(0.5)) + (0.1 - math.log(1.1))) / 3
+    assert out.kl.item() == pytest.approx(kl, abs=1e-12)
+    assert out.ratio.item() == pytest.approx((1.5 + 0.5 + 1.1) / 3)
+
+
+def test_clipped_samples_have_no_gradient():
+    # ratio 1.5 with A > 0 and ratio 0.5 with A < 0 lie beyond the clip; ratio 0.5 with A > 0 is pulled back
+    logprob = torch.tensor([1.5, 0.5, 0.5]).log().requires_grad_()
+    clipped_surrogate(logprob, torch.zeros(3), torch.tensor([1.0, -1.0, 1.0]), 0.2).loss.backward()
+    assert logprob.grad is not None
+    assert logprob.grad.tolist() == pytest.approx([0.0, 0.0, -0.5 / 3])
+
+
+def test_clipped_value_loss():
+    # 1: V = 1.0, old 0.5 -> near 0.7, R = 0.6: max(0.5 * 0.4^2, 0.5 * 0.1^2) = 0.08
+    # 2: V = old = 20, R = 0, delta = 10: 10 * (20 - 5) = 150
+    value, old, return_ = torch.tensor([1.0, 20.0]), torch.tensor([0.5, 20.0]), torch.tensor([0.6, 0.0])
+    assert clipped_value_loss(value, old, return_, 0.2, 10.0).item() == pytest.approx((0.08 + 150) / 2, rel=1e-6)
+
+
+def test_token_cross_entropy():
+    # uniform logits: log 256; a logit of log 3 on the right token against 255 zeros: log((255 + 3) / 3)
+    logits, tokens = torch.zeros(1, 7, 256), torch.arange(7).view(1, 7)
+    assert token_cross_entropy(logits, tokens).item() == pytest.approx(math.log(256), rel=1e-6)
+    logits[0, torch.arange(7), torch.arange(7)] = math.log(3)
+    assert token_cross_entropy(logits, tokens).item() == pytest.approx(math.log(258 / 3), rel=1e-6)
+
+
+def test_reduced_mean_std_is_the_population_form():
+    mean, std = reduced_mean_std(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert mean.item() == pytest.approx(3.0)
+    assert std.item() == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 4))
