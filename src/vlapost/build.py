@@ -26,8 +26,11 @@ from vlapost.policies.policy import OpenVLAPolicy, load_policy
 
 def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
     """The policy with its adapter; relative paths in the settings are relative to the repository."""
+    p = config.policy
+    torch.manual_seed(config.seed)  # of new adapters and critics
     dtype = torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
-    return load_policy(config.policy, device, dtype)
+    located = replace(p, checkpoint=str(ROOT / p.checkpoint), adapter=str(ROOT / p.adapter) if p.adapter else "")
+    return load_policy(located, device, dtype)
 
 
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:
