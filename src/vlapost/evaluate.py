@@ -128,10 +128,10 @@ def _labels(c: Config, ids: list[int]) -> dict[int, dict[str, str]]:
     import torch
 
     from vlapost.assets.pack import open_pack
-    from vlapost.envs.episodes import decode, setup
+    from vlapost.envs.episodes import decode, find_setup
 
     pack = open_pack(c.env.assets)
-    spec = decode(setup(c.env.id, c.env.obj_set), torch.tensor(ids))
+    spec = decode(find_setup(c.env.id, c.env.obj_set), torch.tensor(ids))
     return {
         episode: {
             "object": pack.objects[int(spec.object[i])].id,
