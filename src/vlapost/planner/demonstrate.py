@@ -1,0 +1,91 @@
+"""One attempt at a demonstration in the simulator: plan, execute, record, judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlapost.contracts import Metrics
+from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
+from vlapost.envs.vector import GroundTruth, SceneVector
+from vlapost.planner.motion import ArmPlanner
+from vlapost.planner.planner import Situation, plan_demonstration
+
+NO_PLAN = "screw plan failed"
+TOO_LONG = "longer than an episode"
+NOT_GRASPED = "not grasped"
+DROPPED = "dropped before the plate"
+NOT_ON_PLATE = "not on the plate at the end"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A successful attempt of T steps, recorded before each action.
+
+    image: T pictures `[H, W, 3]` uint8. truth: T states. action: `[T, 7]` float32. success: `[T]` bool, after the step.
+    """
+
+    instruction: str
+    image: list[NDArray[np.uint8]]
+    truth: list[GroundTruth]
+    action: NDArray[np.float32]
+    success: NDArray[np.bool_]
+
+
+def demonstrate(env: SceneVector, planner: ArmPlanner, episode_id: int) -> Recording | str:
+    """Try the episode in a one-scene environment; a failed attempt is answered by its cause."""
+    observation = env.reset(torch.tensor([episode_id]))
+    actions = plan_demonstration(planner, situation_of(env.scenes[0]))
+    if actions is None:
+        return NO_PLAN
+    if len(actions) > MAX_STEPS:
+        return TOO_LONG
+    images, truths, success = [], [], []
+    for action in torch.from_numpy(actions):
+        images.append(observation.image[0].numpy())
+        truths.append(env.ground_truth())
+        step = env.step(action[None])
+        observation, metrics = step.observation, step.metrics
+        success.append(bool(metrics.success))
+    if not success[-1]:
+        return _cause(metrics)
+    return Recording(observation.instruction[0], images, truths, actions, np.array(success))
+
+
+def replay(env: SceneVector, episode_id: int, actions: Tensor) -> Metrics:
+    """The measures after executing `[T, 7]` actions open loop in a one-scene environment, without rendering steps."""
+    env.reset(torch.tensor([episode_id]))
+    for action in actions:
+        metrics = env.step_blind(action[None])
+    return metrics
+
+
+def situation_of(scene: PutOnPlateScene) -> Situation:
+    """The true state of a single scene as the planner wants it."""
+    to_base = scene.agent.base.pose.inv()
+    to_object = (to_base * scene.object.pose).to_transformation_matrix()[0].double().numpy()
+    local = mesh_vertices(scene.pack.objects[scene.bodies[0][0]].collision)
+    return Situation(
+        qpos=scene.agent.robot.get_qpos()[0].double().numpy(),
+        vertices=local @ to_object[:3, :3].T + to_object[:3, 3],
+        receptacle=(to_base * scene.receptacle.pose).p[0].double().numpy(),
+    )
+
+
+@cache
+def mesh_vertices(path: Path) -> NDArray[np.float64]:
+    """Vertices `[n, 3]` of a collision mesh, body frame, metres."""
+    return np.asarray(trimesh.load_mesh(path, process=False).vertices)
+
+
+def _cause(metrics: Metrics) -> str:
+    if not bool(metrics.grasp):
+        return NOT_GRASPED
+    return NOT_ON_PLATE

@@ -1,0 +1,59 @@
+"""Straight motions of the arm: MPLib's screw planner with time-optimal path parameterisation."""
+
+from __future__ import annotations
+
+import mplib
+import numpy as np
+from mplib.pymp import ArticulatedModel, PlanningWorld
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from vlapost.assets.pack import Pack
+
+FloatArray = NDArray[np.float64]
+
+GRIPPER_LINK = "ee_gripper_link"
+JOINT_LIMIT = 0.9  # rad/s and rad/s^2, of every arm joint
+CONTROL_PERIOD = 0.2  # seconds between the points of a path
+ARM_JOINTS = 6
+
+
+class ArmPlanner(mplib.Planner):
+    """Plans in the robot base frame, against self-collision only; build it once per process.
+
+    MPLib's own constructor asks for convex-hull files beside every mesh of the URDF; this one takes meshes as they are.
+    """
+
+    def __init__(self, pack: Pack):
+        self.robot = ArticulatedModel(
+            str(pack.robot_urdf), str(pack.robot_srdf), np.array([0, 0, -9.81]), [], [], convex=False
+        )
+        self.robot.set_move_group(GRIPPER_LINK)
+        self.pinocchio_model = self.robot.get_pinocchio_model()
+        self.planning_world = PlanningWorld([self.robot], ["robot"], [], [])
+        self.move_group = GRIPPER_LINK
+        self.link_name_2_idx = {name: i for i, name in enumerate(self.pinocchio_model.get_link_names())}
+        self.move_group_joint_indices = self.robot.get_move_group_joint_indices()
+        self.joint_limits = np.concatenate(self.pinocchio_model.get_joint_limits())
+        self.joint_vel_limits = self.joint_acc_limits = np.full(ARM_JOINTS, JOINT_LIMIT)
+
+    def pose(self, qpos: FloatArray) -> tuple[FloatArray, Rotation]:
+        """Where the gripper is at `qpos` `[8]`: position `[3]` (m) and rotation, base frame."""
+        self.pinocchio_model.compute_forward_kinematics(qpos)
+        pose = self.pinocchio_model.get_link_pose(self.link_name_2_idx[GRIPPER_LINK])
+        return pose[:3].copy(), Rotation.from_quat(np.roll(pose[3:], -1))
+
+    def plan(self, qpos: FloatArray, position: FloatArray, rotation: Rotation) -> FloatArray | None:
+        """A screw motion from `qpos` `[8]` to a pose of the gripper in the base frame.
+
+        Returns:
+            `[n, 8]` joint positions a control period apart, without the start; None if there is no such motion
+            within the joint limits and without self-collision.
+        """
+        target = np.concatenate([position, np.roll(rotation.as_quat(), 1)])
+        result = self.plan_screw(target, qpos, time_step=CONTROL_PERIOD, wrt_world=False)
+        if result["status"] != "Success" or len(result["position"]) < 2:
+            return None
+        path = np.tile(qpos, (len(result["position"]) - 1, 1))
+        path[:, :ARM_JOINTS] = result["position"][1:]
+        return path
