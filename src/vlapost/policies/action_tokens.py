@@ -1,8 +1,8 @@
 """Actions as 7 tokens of 256 bins (Kim et al. 2024, OpenVLA, section 3.2).
 
 A dimension is scaled from its 1 % .. 99 % range `q01..q99` to -1..1 and cut at 256 equally spaced edges. Bins count
-from the lowest value; the vocabulary id of bin b is `31999 - b`. The 256 edges enclose 255 intervals, so the two highest
-bins decode to the same number, and no bin decodes to exactly -1 or +1.
+from the lowest value; the vocabulary id of bin b is `31999 - b`. The 256 edges enclose 255 intervals, so the two
+highest bins decode to the same number, and no bin decodes to exactly -1 or +1.
 """
 
 from __future__ import annotations

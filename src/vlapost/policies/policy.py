@@ -48,6 +48,16 @@ class Features:
     patches: Tensor
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Widths and grid of a policy: rows and columns of patches, patch side in pixels, Dv and D of `Features`."""
+
+    patch_grid: tuple[int, int]
+    patch_size: int
+    patch_dim: int
+    hidden_dim: int
+
+
 class OpenVLAPolicy(nn.Module):
     """OpenVLA with tokenizer, action statistics and an optional critic; implements `contracts.Policy`.
 
@@ -73,6 +83,19 @@ class OpenVLAPolicy(nn.Module):
         self.actions = ActionTokens(statistics, unnorm_key)
         self.value_head = ValueHead(network.llama_config.hidden_size) if critic else None
         self.to(network.device)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What heads on top of `features` need to know."""
+        backbone = self.network.vision_backbone
+        patch = backbone.featurizer.sizes.patch
+        height, width = self.network.image_size
+        return Sizes(
+            patch_grid=(height // patch, width // patch),
+            patch_size=patch,
+            patch_dim=backbone.featurizer.sizes.width + backbone.fused_featurizer.sizes.width,
+            hidden_dim=self.network.llama_config.hidden_size,
+        )
 
     @torch.no_grad()
     def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
@@ -151,8 +174,12 @@ class OpenVLAPolicy(nn.Module):
         return lora.adapter_state(self.network)
 
     def save(self, folder: Path | str) -> None:
-        """Same as `save_policy(self, folder)`."""
+        """Write adapters, critic and statistics (see `save_policy`)."""
         save_policy(self, folder)
+
+    def save_full(self, folder: Path | str) -> None:
+        """Write the whole checkpoint folder of a policy without adapters, bfloat16; `folder` is replaced as a whole."""
+        save_openvla(self.network, self.source, self.statistics, Path(folder))
 
     def _inputs(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Patch features `[B, P, Dv]`, prompt ids `[B, L]`, mask `[B, 1+P+L]` of BOS, patches and prompt."""
@@ -179,72 +206,84 @@ class OpenVLAPolicy(nn.Module):
 
 
 def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtype) -> OpenVLAPolicy:
-    """The policy a configuration describes.
+    """The policy a configuration describes: a frozen base with trainable adapters and, if wanted, a critic.
 
     The base weights are `dtype`; adapters and critic are float32 always. `cfg.adapter` continues a saved adapter (and
-    its critic, if it has one); else new adapters are made, or none if `cfg.lora_rank` is 0: then every weight of the
-    network is trainable. New weights come from the global random generator: seed it first.
+    its critic, if it has one), else new ones are made from the global random generator: seed it first.
 
     Raises:
         UserError: a folder, file or key is missing or does not fit; the sentence names it.
     """
     source, folder = Path(cfg.checkpoint), Path(cfg.adapter)
-    network = load_openvla(source, device, dtype)
-    statistics = dict(network.config.get("norm_stats", {})) | _statistics(source)
+    if cfg.lora_rank < 1:
+        raise UserError(f"policy.lora_rank is {cfg.lora_rank}; it must be 1 or more.")
     if cfg.adapter:
-        if not folder.is_dir():
-            raise UserError(f"There is no adapter folder {folder} (policy.adapter); train one or leave the key empty.")
-        if lora.adapter_sizes(folder) != (cfg.lora_rank, cfg.lora_alpha):
-            rank, alpha = lora.adapter_sizes(folder)
-            raise UserError(
-                f"The adapter {folder} has rank {rank} and alpha {alpha}, but the configuration says "
-                f"{cfg.lora_rank} and {cfg.lora_alpha}; set policy.lora_rank={rank} policy.lora_alpha={alpha}."
-            )
-        statistics |= _statistics(folder)
-    if cfg.lora_rank == 0:
-        network.unfreeze()
-    else:
-        lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
+        _check_adapter(folder, cfg)
+    network = load_openvla(source, device, dtype)
+    lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
+    statistics = _statistics(network, source) | (_statistics_file(folder) if cfg.adapter else {})
     policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
     if cfg.adapter:
         lora.load_adapters(network, folder)
-    if cfg.adapter and policy.value_head is not None and (folder / VALUE_HEAD).is_file():
-        tensors = read_tensors(folder / VALUE_HEAD)
-        try:
-            policy.value_head.load_state_dict({n.removeprefix("value_head."): t for n, t in tensors.items()})
-        except RuntimeError:
-            raise UserError(
-                f"{folder / VALUE_HEAD} does not fit the checkpoint; delete it to start a new critic."
-            ) from None
+        if policy.value_head is not None and (folder / VALUE_HEAD).is_file():
+            _load_value_head(policy.value_head, folder / VALUE_HEAD)
     return policy
+
+
+def load_full_policy(folder: Path | str, unnorm_key: str, device: torch.device | str = "cpu") -> OpenVLAPolicy:
+    """The policy of a checkpoint folder in float32, without adapters or critic, every weight in use trainable.
+
+    Raises:
+        UserError: as `load_policy`.
+    """
+    source = Path(folder)
+    network = load_openvla(source, device, torch.float32)
+    network.unfreeze()
+    return OpenVLAPolicy(network, source, _statistics(network, source), unnorm_key, critic=False)
 
 
 def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     """Write what training changes to `folder` (replaced as a whole).
 
-    A policy with adapters: adapter_model.safetensors, adapter_config.json, dataset_statistics.json and, with a critic,
-    value_head.safetensors. A policy without adapters: the whole checkpoint folder.
+    adapter_model.safetensors, adapter_config.json, dataset_statistics.json and, with a critic, value_head.safetensors.
     """
-    folder = Path(folder)
-    adapters = policy.adapter_state()
-    if not adapters:
-        save_openvla(policy.network, policy.source, policy.statistics, folder)
-        return
     layer = policy.network.language_model.lm_head
     config = lora.lora_config(policy.network, layer.r["default"], layer.lora_alpha["default"])
     config.base_model_name_or_path = policy.source.name
-    with new_folder(folder) as new:
-        save_file(adapters, new / lora.WEIGHTS, metadata={"format": "pt"})
+    with new_folder(Path(folder)) as new:
+        save_file(policy.adapter_state(), new / lora.WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(new))
         (new / STATISTICS).write_text(json.dumps(policy.statistics, indent=2) + "\n", encoding="utf-8")
         if policy.value_head is not None:
-            head = {
-                f"value_head.{n}": t.detach().to("cpu").contiguous() for n, t in policy.value_head.state_dict().items()
-            }
-            save_file(head, new / VALUE_HEAD, metadata={"format": "pt"})
+            head = policy.value_head.state_dict(prefix="value_head.")
+            save_file({name: tensor.cpu() for name, tensor in head.items()}, new / VALUE_HEAD)
 
 
-def _statistics(folder: Path) -> dict[str, Any]:
+def _check_adapter(folder: Path, cfg: PolicyConfig) -> None:
+    if not folder.is_dir():
+        raise UserError(f"There is no adapter folder {folder} (policy.adapter); train one or leave the key empty.")
+    rank, alpha = lora.adapter_sizes(folder)
+    if (rank, alpha) != (cfg.lora_rank, cfg.lora_alpha):
+        raise UserError(
+            f"The adapter {folder} has rank {rank} and alpha {alpha}, but the configuration says {cfg.lora_rank} and "
+            f"{cfg.lora_alpha}; set policy.lora_rank={rank} policy.lora_alpha={alpha}."
+        )
+
+
+def _load_value_head(head: ValueHead, path: Path) -> None:
+    found = {name.removeprefix("value_head."): tensor for name, tensor in read_tensors(path).items()}
+    wanted = head.state_dict()
+    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
+        raise UserError(f"{path} does not fit the checkpoint; delete it to start with a new critic.")
+    head.load_state_dict(found)
+
+
+def _statistics(network: OpenVLA, source: Path) -> dict[str, Any]:
+    """Those of config.json, overruled by dataset_statistics.json."""
+    return dict(network.config.get("norm_stats", {})) | _statistics_file(source)
+
+
+def _statistics_file(folder: Path) -> dict[str, Any]:
     path = folder / STATISTICS
     return read_json(path) if path.is_file() else {}
 
