@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-VERSION = 1
+from vlapost.assets.procedural.body import fit, write_collision, write_visual
+from vlapost.assets.procedural.catalogue import OBJECTS, RECEPTACLES, Entry
+from vlapost.assets.procedural.robot import write_robot
+
+VERSION = 1  # part of the pack's folder name; raised whenever a file of the pack changes
 
 
 def generate(root: Path) -> None:
-    """Write the whole pack (without its manifest) into the empty folder `root`; always the same bytes."""
-    raise NotImplementedError
+    """Write the whole pack (without its manifest) into the empty folder `root`; the same bytes every time."""
+    _write_bodies(root / "objects", OBJECTS, prism=False)
+    _write_bodies(root / "receptacles", RECEPTACLES, prism=True)
+    write_robot(root / "robots" / "widowx250s")
+
+
+def _write_bodies(folder: Path, entries: tuple[Entry, ...], prism: bool) -> None:
+    database = {}
+    for entry in entries:
+        place = folder / entry.id
+        place.mkdir(parents=True)
+        parts = fit(entry.draw(), entry.low, entry.high)
+        write_visual(parts, place / "textured.glb")
+        write_collision(parts, place / "collision.obj", prism)
+        database[entry.id] = {
+            "name": entry.name,
+            "bbox": {"min": entry.low, "max": entry.high},
+            "density": entry.density,
+        }
+    (folder / "model_db.json").write_text(json.dumps(database, indent=1) + "\n")

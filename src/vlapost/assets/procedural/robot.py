@@ -243,8 +243,8 @@ def _add_shape(element: ET.Element, shape: Box | Cylinder) -> None:
     middle = (shape.start + shape.end) / 2
     xyz, rpy = ((middle, 0, 0), (0, TURN, 0)) if shape.axis == "x" else ((0, 0, middle), (0, 0, 0))
     ET.SubElement(element, "origin", xyz=_text(xyz), rpy=_text(rpy))
-    size = {"radius": repr(shape.radius), "length": repr(round(shape.end - shape.start, 6))}
-    ET.SubElement(ET.SubElement(element, "geometry"), "cylinder", size)
+    sizes = {"radius": repr(shape.radius), "length": repr(round(shape.end - shape.start, 6))}
+    ET.SubElement(ET.SubElement(element, "geometry"), "cylinder", sizes)
 
 
 def _text(values: tuple[float, ...]) -> str:
