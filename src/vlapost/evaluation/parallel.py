@@ -1,7 +1,8 @@
 """Episodes spread over processes, each with its own simulator and its own copy of the policy.
 
-Parent and worker talk through one pipe each: a list of episode ids goes down, their results come up. A worker whose
-parent is gone reads the end of its pipe and leaves; a worker that dies closes its pipe and the parent says so.
+Parent and worker talk through one pipe each: a worker says that it is ready by sending no results, gets a list of
+episode ids, sends their results, gets the next list, and so on until None. A worker whose parent is gone finds its pipe
+closed and leaves; a worker that dies closes its pipe, and the parent says so.
 """
 
 from __future__ import annotations
@@ -63,20 +64,17 @@ def run_parallel(
         task = bar.add_task("Evaluate", total=len(episode_ids), completed=len(episode_ids) - len(missing), note="")
         waiting = iter(chunks)
         busy = {worker.pipe: worker for worker in workers}
-        for worker in workers:
-            worker.pipe.send(next(waiting))
         while busy:
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]
                 results = _receive(worker)
                 log.append(path, results, labels)
                 finished |= {result.episode_id: result for result in results}
+                bar.update(task, advance=len(results), note=_success(finished))
                 chunk = next(waiting, None)
                 worker.pipe.send(chunk)
                 if chunk is None:
                     del busy[worker.pipe]
-                rate = sum(result.success_end for result in finished.values()) / len(finished)
-                bar.update(task, advance=len(results), note=f"success {rate:.0%}")
     return [finished[episode] for episode in episode_ids]
 
 
@@ -107,6 +105,12 @@ def _workers(
             worker.process.terminate()
 
 
+def _success(finished: dict[int, EpisodeResult]) -> str:
+    if not finished:
+        return ""
+    return f"success {sum(result.success_end for result in finished.values()) / len(finished):.0%}"
+
+
 def _receive(worker: Worker) -> list[EpisodeResult]:
     try:
         message = worker.pipe.recv()
@@ -122,28 +126,29 @@ def _receive(worker: Worker) -> list[EpisodeResult]:
 
 
 def _work(pipe: Connection, build: Build, config: Config, num_envs: int, filmed: frozenset[int], videos: Path) -> None:
-    """A worker's life: build once, then run the lists of episodes that come through the pipe until None or its end."""
+    """A worker's life: build once, then run the lists of episodes that come through the pipe."""
     torch.set_num_threads(1)
     try:
         policy, env = build(config, num_envs)
     except UserError as error:
         pipe.send(error)
         return
-    while (ids := _next(pipe)) is not None:
+    done: list[EpisodeResult] = []
+    while (ids := _exchange(pipe, done)) is not None:
         ids = sorted(ids, key=lambda episode: episode not in filmed)  # run_episodes films the first ones
-        results = run_episodes(
-            policy, env, ids, config.evaluation.temperature, config.seed, len(filmed.intersection(ids))
-        )
-        for result in results:
+        record = len(filmed.intersection(ids))
+        done = run_episodes(policy, env, ids, config.evaluation.temperature, config.seed, record)
+        for result in done:
             if result.frames is not None:
                 outcome = "success" if result.success_end else "failure"
                 write_video(videos / f"{result.episode_id:07d}-{outcome}.mp4", result.frames)
-        pipe.send([replace(result, frames=None) for result in results])
     env.close()
 
 
-def _next(pipe: Connection) -> list[int] | None:
+def _exchange(pipe: Connection, done: list[EpisodeResult]) -> list[int] | None:
+    """Hand over results for the next list of episodes; None when there is none, or nobody to ask."""
     try:
+        pipe.send([replace(result, frames=None) for result in done])
         return pipe.recv()
-    except EOFError:
+    except (BrokenPipeError, EOFError):
         return None

@@ -1,0 +1,66 @@
+"""Settings: what loads, and the sentence for what does not."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vlapost import config
+from vlapost.config import CONF, ROOT, UserError
+
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_loads(name: str) -> None:
+    assert config.load(name).algorithm.name
+
+
+def test_overrides_come_last_and_are_typed() -> None:
+    c = config.load("base", ["env.num_envs=3", "optim.lr=1e-3", "env.image_size=[64,96]", "policy.critic=true"])
+    assert (c.env.num_envs, c.optim.lr, c.env.image_size, c.policy.critic) == (3, 1e-3, [64, 96], True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "parts"),
+    [
+        ("bse", [], ["conf/bse.yaml", "base"]),
+        ("base", ["optim.learning_rate=1"], ["'optim.learning_rate'", "override", "did you mean"]),
+        ("base", ["env.num_env=1"], ["'env.num_env'", "'env.num_envs'"]),
+        ("base", ["env.num_envs=many"], ["env.num_envs", "many"]),
+        ("base", ["optim.lr=fast"], ["optim.lr", "fast"]),
+        ("base", ["env.num_envs"], ["'env.num_envs'", "key=value"]),
+        ("base", ["demos.filter=sharpen"], ["demos.filter", "sharpen", "merge, drop or none"]),
+        ("base", ["env.image_size=[8,8]"], ["env.image_size", "16"]),
+        ("base", ["experience.schedule=[dreams]"], ["experience.schedule", "dreams", "demos"]),
+    ],
+)
+def test_a_mistake_is_named_in_one_sentence(name: str, words: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        config.load(name, words)
+    text = str(error.value)
+    assert all(part in text for part in parts), text
+    assert "\n" not in text
+
+
+def test_written_settings_compare_equal_and_a_change_is_named() -> None:
+    written = config.to_yaml(config.load("base"))
+    assert config.differences(config.load("base"), written) == []
+    assert config.differences(config.load("base", ["seed=7"]), written) == ["seed: was 0, now 7"]
+
+
+def test_base_explains_every_key() -> None:
+    keys = [text for text in (CONF / "base.yaml").read_text().splitlines() if ":" in text and text[0] != "#"]
+    assert all("#" in text for text in keys if not text.rstrip().endswith(":"))
+
+
+@pytest.mark.parametrize("module", ["evaluate", "train"])
+def test_a_wrong_key_stops_a_command_before_torch_loads(module: str) -> None:
+    program = (
+        f"import sys, vlapost.cli as cli, vlapost.{module} as entry\n"
+        "code = cli.guard(entry.run, ['optim.larning_rate=1'])\n"
+        "assert code == 2 and 'torch' not in sys.modules and 'sapien' not in sys.modules, code\n"
+    )
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert child.stderr.startswith("Error: Unknown key 'optim.larning_rate'")

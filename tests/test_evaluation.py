@@ -1,0 +1,271 @@
+"""Evaluation: counting, intervals, padding, noise, resuming. The policy and the scenes here are arithmetic."""
+
+import json
+import multiprocessing as mp
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vlapost import config
+from vlapost.config import Config, UserError
+from vlapost.contracts import Metrics, Observation, PolicyEvaluation, PolicyOutput, Step
+from vlapost.evaluation import log, parallel, summary
+from vlapost.evaluation.episodes import EpisodeNoise, EpisodeResult, run_episodes
+from vlapost.evaluation.video import write_video
+
+STEPS = 4
+
+
+class CountingEnv:
+    """Episode k succeeds at step k (counted from 1) and only there; rewards are 0.25 per step; grasped if k is odd."""
+
+    def __init__(self, num_envs: int, trace: Path | None = None) -> None:
+        self.num_envs = num_envs
+        self.trace = trace
+
+    def reset(self, episode_ids: Tensor) -> Observation:
+        assert len(episode_ids) == self.num_envs
+        self.ids, self.time = episode_ids, 0
+        self.actions: list[Tensor] = []
+        if self.trace is not None:
+            with self.trace.open("a") as file:
+                file.write(" ".join(str(episode) for episode in episode_ids.tolist()) + "\n")
+        return self._observe()
+
+    def step(self, action: Tensor) -> Step:
+        assert action.shape == (self.num_envs, 7)
+        self.time += 1
+        self.actions.append(action)
+        metrics = Metrics(self.ids == self.time, self.ids <= self.time, self.ids % 2 == 1, self.ids < 0)
+        return Step(self._observe(), torch.full((self.num_envs,), 0.25), metrics, self.time == STEPS)
+
+    def close(self) -> None:
+        pass
+
+    def _observe(self) -> Observation:
+        image = torch.full((self.num_envs, 16, 16, 3), self.time, dtype=torch.uint8)
+        return Observation(image, tuple(f"put {episode} on plate" for episode in self.ids.tolist()))
+
+
+class NoisePolicy:
+    """The action is the noisiest bin; greedy takes bin 0."""
+
+    def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
+        tokens = torch.zeros(len(observation), 7, dtype=torch.int64) if noise is None else noise.argmax(-1)
+        return PolicyOutput(tokens, torch.zeros(len(observation)), torch.zeros(len(observation)))
+
+    def evaluate(self, observation: Observation, action_tokens: Tensor) -> PolicyEvaluation:
+        raise NotImplementedError
+
+    def value(self, observation: Observation) -> Tensor:
+        return torch.zeros(len(observation))
+
+    def decode(self, action_tokens: Tensor) -> Tensor:
+        return action_tokens.float()
+
+    def encode(self, action: Tensor) -> Tensor:
+        return action.long()
+
+
+def result(episode: int, success: bool = True) -> EpisodeResult:
+    return EpisodeResult(episode, f"put {episode} on plate", success, True, True, False, 3, 1.2)
+
+
+# ---- episodes
+
+
+def test_metrics_are_those_of_the_last_step_and_padding_is_dropped() -> None:
+    results = run_episodes(NoisePolicy(), CountingEnv(2), [4, 2, 9], 0.0, seed=0)
+    assert [r.episode_id for r in results] == [4, 2, 9]
+    assert [r.success_end for r in results] == [True, False, False]
+    assert [r.success_once for r in results] == [True, True, False]
+    assert [r.first_success_step for r in results] == [4, 2, None]
+    assert [r.grasp for r in results] == [False, False, True]
+    assert [r.return_ for r in results] == [1.0, 1.0, 1.0]
+    assert results[2].instruction == "put 9 on plate"
+
+
+def test_the_first_episodes_are_filmed_from_reset_to_end() -> None:
+    results = run_episodes(NoisePolicy(), CountingEnv(2), [5, 6, 7, 8], 0.0, seed=0, record=3)
+    assert [r.frames is not None for r in results] == [True, True, True, False]
+    assert results[2].frames is not None and results[2].frames.shape == (STEPS + 1, 16, 16, 3)
+    assert results[2].frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("groups", [[[11], [12], [13]], [[13, 11], [12, 12]], [[12, 13, 11]]])
+def test_sampling_does_not_depend_on_who_shares_the_batch(groups: list[list[int]]) -> None:
+    actions = {}
+    for group in groups:
+        env = CountingEnv(len(group))
+        run_episodes(NoisePolicy(), env, group, 0.6, seed=5)
+        actions |= {episode: torch.stack(env.actions)[:, e] for e, episode in enumerate(group)}
+    alone = CountingEnv(1)
+    run_episodes(NoisePolicy(), alone, [12], 0.6, seed=5)
+    assert torch.equal(actions[12], torch.stack(alone.actions)[:, 0])
+    assert not torch.equal(actions[12], actions[13])
+
+
+def test_noise_is_gumbel_and_follows_the_seed() -> None:
+    noise = torch.cat([EpisodeNoise(0, [k]).draw() for k in range(100)])
+    assert noise.shape == (100, 7, 256)
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)  # Euler's constant
+    assert float(noise.var()) == pytest.approx(np.pi**2 / 6, abs=0.03)
+    assert not torch.equal(EpisodeNoise(0, [1]).draw(), EpisodeNoise(1, [1]).draw())
+
+
+# ---- counting
+
+
+def test_wilson_interval_by_hand() -> None:
+    # 8 of 10, z = 1.959964: centre (0.8 + z2/20) / (1 + z2/10) = 0.716740, half width
+    # z * sqrt(0.8 * 0.2 / 10 + z2 / 400) / (1 + z2/10) = 0.226578
+    interval = summary.rate([True] * 8 + [False] * 2)
+    assert interval["mean"] == 0.8 and interval["n"] == 10
+    assert interval["low"] == pytest.approx(0.490162, abs=1e-5)
+    assert interval["high"] == pytest.approx(0.943318, abs=1e-5)
+
+
+def test_summary_counts_each_measure() -> None:
+    s = summary.summarise([result(1), result(2, success=False)])
+    assert (s["success_end"]["mean"], s["success_once"]["mean"], s["consecutive_grasp"]["mean"]) == (0.5, 1.0, 0.0)
+    assert s["return"] == pytest.approx(1.2)
+
+
+# ---- the log
+
+
+def test_log_returns_what_was_appended_with_labels_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    log.append(path, [result(1), result(2)], {1: {"object": "carrot"}})
+    assert log.read(path) == {1: result(1), 2: result(2)}
+    assert json.loads(path.read_text().splitlines()[0])["object"] == "carrot"
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped_and_the_log_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    log.append(path, [result(1), result(2)], {})
+    path.write_text(path.read_text()[:-20])
+    assert log.read(path) == {1: result(1)}
+    log.append(path, [result(2)], {})
+    assert log.read(path) == {1: result(1), 2: result(2)}
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(UserError, match=r"Line 1 of .*episodes\.jsonl"):
+        log.read(path)
+
+
+# ---- processes
+
+
+def settings(workers: int, num_envs: int = 2, videos: int = 0) -> Config:
+    sizes = [f"evaluation.workers={workers}", f"env.num_envs={num_envs}", f"evaluation.videos={videos}"]
+    return config.load("base", [*sizes, "evaluation.temperature=0.6"])
+
+
+def build(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
+    return NoisePolicy(), CountingEnv(num_envs, Path(c.run))
+
+
+def build_without_driver(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
+    raise UserError("No driver; run make setup.")
+
+
+def build_and_die(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_finished_episodes_are_not_run_again(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    c = replace(settings(workers=2, videos=1), run=str(trace))
+    first = parallel.run_parallel(build, c, [4, 2, 9], tmp_path / "out", {})
+    assert [r.episode_id for r in first] == [4, 2, 9]
+    assert [p.name for p in (tmp_path / "out" / "videos").iterdir()] == ["0000004-success.mp4"]
+    trace.write_text("")
+    again = parallel.run_parallel(build, c, [4, 2, 9, 7], tmp_path / "out", {})
+    assert trace.read_text().split() == ["7"]
+    assert again[:3] == first and again[3].episode_id == 7
+
+
+def run_ids(workers: int, num_envs: int, ids: Sequence[int], out: Path) -> list[EpisodeResult]:
+    c = replace(settings(workers, num_envs), run=str(out.with_suffix(".trace")))
+    return parallel.run_parallel(build, c, ids, out, {})
+
+
+def test_results_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
+    ids = [1, 2, 3, 4, 5]
+    assert run_ids(1, 3, ids, tmp_path / "one") == run_ids(2, 2, ids, tmp_path / "two")
+
+
+def test_a_workers_user_error_arrives_as_its_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No driver; run make setup"):
+        parallel.run_parallel(build_without_driver, settings(1), [1], tmp_path, {})
+
+
+def test_a_crashed_worker_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        parallel.run_parallel(build_and_die, settings(1), [1], tmp_path, {})
+
+
+def test_workers_leave_when_the_parent_is_killed(tmp_path: Path) -> None:
+    parent = mp.get_context("spawn").Process(target=_slow_parent, args=(tmp_path,))
+    parent.start()
+    pid_file = tmp_path / "worker.pid"
+    deadline = time.monotonic() + 60
+    while not pid_file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = int(pid_file.read_text())
+    parent.kill()
+    parent.join()
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        if "\nState:\tZ" in Path(f"/proc/{worker}/status").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{worker}").exists()
+
+
+def _slow_parent(folder: Path) -> None:
+    c = replace(settings(workers=1, num_envs=1), run=str(folder / "worker.pid"))
+    parallel.run_parallel(build_slow, c, list(range(10_000)), folder / "out", {})
+
+
+def build_slow(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
+    partial = Path(c.run + ".partial")
+    partial.write_text(str(os.getpid()))
+    partial.rename(c.run)
+    time.sleep(1)
+    return NoisePolicy(), CountingEnv(num_envs)
+
+
+# ---- files
+
+
+def test_video_can_be_played_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    frames = np.zeros((20, 32, 48, 3), np.uint8)
+    frames[10:, :, :, 0] = 255
+    write_video(tmp_path / "videos" / "a.mp4", frames)
+    played = iio.imread(tmp_path / "videos" / "a.mp4", plugin="FFMPEG")
+    assert played.shape == (20, 32, 48, 3)
+    assert played[5, 16, 24, 0] < 30 and played[15, 16, 24, 0] > 220
+    assert [p.name for p in (tmp_path / "videos").iterdir()] == ["a.mp4"]
+
+
+def test_json_is_complete_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        summary.write_json(tmp_path / "report.json", {"a": object()})
+    assert not (tmp_path / "report.json").exists()
+    summary.write_json(tmp_path / "report.json", {"a": 1})
+    assert json.loads((tmp_path / "report.json").read_text()) == {"a": 1}

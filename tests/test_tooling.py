@@ -1,0 +1,146 @@
+"""Make targets, error sentences, the doctor's lines."""
+
+import errno
+import re
+import signal
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from vlapost import cli, doctor
+from vlapost.config import ROOT, UserError
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+# ---- make
+
+
+def test_every_module_the_makefile_runs_exists() -> None:
+    modules = re.findall(r"-m (vlapost\.\w+)", MAKEFILE)
+    assert len(modules) >= 6
+    assert [module for module in modules if find_spec(module) is None] == []
+
+
+def test_every_configuration_the_makefile_names_exists() -> None:
+    names = re.findall(r"-m vlapost\.(?:train|recipe) (\w+)", MAKEFILE)
+    assert len(names) >= 2
+    assert [name for name in names if not (ROOT / "conf" / f"{name}.yaml").is_file()] == []
+
+
+def test_help_lists_every_target() -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert targets is not None
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [t for t in targets[1].split() if not re.search(rf"^  make {t} +\w", shown, re.MULTILINE)] == []
+
+
+def test_setup_script_has_no_syntax_error() -> None:
+    subprocess.run(["bash", "-n", "scripts/setup.sh"], cwd=ROOT, check=True)
+
+
+def test_port_in_use_names_the_port_and_the_way_out() -> None:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        child = tensorboard(str(port))
+    assert child.returncode == 2
+    assert f"Port {port} " in child.stderr and f"make tensorboard PORT={port + 1}" in child.stderr
+    assert child.stderr.count("\n") == 1
+
+
+def test_port_that_is_no_number() -> None:
+    child = tensorboard("http")
+    assert child.returncode == 2 and "'http'" in child.stderr
+
+
+def tensorboard(port: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "scripts/tensorboard.py", port], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_tensorboard_itself_starts() -> None:
+    program = [sys.executable, "-m", "tensorboard.main", "--version"]
+    assert subprocess.run(program, capture_output=True, text=True).stdout.startswith("2.")
+
+
+# ---- commands
+
+
+def outcome(error: BaseException | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    def run(words: list[str]) -> None:
+        if error is not None:
+            raise error
+
+    return cli.guard(run, []), capsys.readouterr().err
+
+
+def test_errors_become_one_sentence_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(None, capsys) == (0, "")
+    assert outcome(UserError("Give a number."), capsys) == (2, "Error: Give a number.\n")
+    assert outcome(KeyboardInterrupt(), capsys) == (130, "\nInterrupted; the same command continues.\n")
+    code, text = outcome(OSError(errno.ENOSPC, "No space left on device", "runs/a.ckpt"), capsys)
+    assert code == 2 and text.startswith("Error: The disk holding runs/a.ckpt is full") and text.count("\n") == 1
+    with pytest.raises(PermissionError):
+        outcome(PermissionError(errno.EACCES, "Permission denied"), capsys)
+
+
+def test_a_really_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(words: list[str]) -> None:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    assert cli.guard(run, []) == 2
+    assert "is full" in capsys.readouterr().err
+
+
+def test_words_are_split_into_name_and_overrides() -> None:
+    assert cli.parse(["a=1", "ppo", "b=x y"], "base") == ("ppo", ["a=1", "b=x y"])
+    assert cli.parse([], "base") == ("base", [])
+    with pytest.raises(UserError, match="'lr'"):
+        cli.parse(["sft", "lr"], "base")
+
+
+def test_help_prints_the_command_and_does_nothing() -> None:
+    child = subprocess.run([sys.executable, "-m", "vlapost.evaluate", "--help"], capture_output=True, text=True)
+    assert child.returncode == 0 and "make evaluate ARGS=" in child.stdout
+
+
+def test_progress_shows_rate_and_time_left() -> None:
+    with cli.console.capture() as shown, cli.progress("episode") as bar:
+        task = bar.add_task("Evaluate", total=4, note="success 50%")
+        bar.update(task, advance=4)
+    assert "4/4" in shown.get() and "episode" in shown.get() and "left" in shown.get() and "50%" in shown.get()
+
+
+# ---- doctor
+
+
+def test_doctor_lines() -> None:
+    assert doctor.line("vulkan", True, "GPU: X") == "ok    vulkan       GPU: X"
+    assert doctor.line("vulkan", False, "none; run make setup.").startswith("FAIL  vulkan  ")
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("print('noise'); print('Mesa 25')", (True, "Mesa 25")),
+        ("import sys; print('Error: no driver; run make setup.', file=sys.stderr); sys.exit(2)",
+         (False, "no driver; run make setup.")),
+        (f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})", (False, "crashed with SIGSEGV; mend it")),
+        ("import no_such_package", (False, "ModuleNotFoundError: No module named 'no_such_package'; mend it")),
+    ],
+)  # fmt: skip
+def test_doctor_reports_whatever_a_check_does(program: str, expected: tuple[bool, str]) -> None:
+    assert doctor.judge([sys.executable, "-c", program], "mend it") == expected
+
+
+@pytest.mark.parametrize("name", ["packages", "machine"])
+def test_checks_that_need_nothing_pass_here(name: str) -> None:
+    healthy, text = doctor.judge([sys.executable, "-m", "vlapost.doctor", name], "mend it")
+    assert healthy, text
