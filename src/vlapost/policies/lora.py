@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vlapost.config import UserError
 from vlapost.policies.files import read_json, read_tensors
+from vlapost.policies.folded import FoldedLinear
 from vlapost.policies.openvla import OpenVLA
 
 VISION_TARGETS = ["qkv", "proj", "fc1", "fc2", "fc3", "q", "kv"]  # fc1..fc3 also of the projector
@@ -39,7 +40,10 @@ def lora_config(network: OpenVLA, rank: int, alpha: int) -> LoraConfig:
 
 def add_adapters(network: OpenVLA, rank: int, alpha: int) -> None:
     """Put new adapters into the network in place; they alone become trainable."""
-    inject_adapter_in_model(lora_config(network, rank, alpha), network)
+    config = lora_config(network, rank, alpha)
+    if network.dtype == torch.float32:
+        config._register_custom_module({nn.Linear: FoldedLinear})
+    inject_adapter_in_model(config, network)
     for name, parameter in network.named_parameters():
         is_adapter = "lora_" in name
         parameter.requires_grad_(is_adapter)

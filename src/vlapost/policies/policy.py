@@ -26,6 +26,7 @@ from vlapost.contracts import ACTION_DIM, Observation, PolicyEvaluation, PolicyO
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
 from vlapost.policies.files import new_folder, read_json, read_tensors
+from vlapost.policies.folded import keep_folded
 from vlapost.policies.openvla import OpenVLA, load_openvla, save_openvla
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
@@ -109,25 +110,25 @@ class OpenVLAPolicy(nn.Module):
                 drawn from), without top-k; of temperature 1 when greedy.
         """
         temperature = 1.0 if noise is None else temperature
-        patches, ids, mask = self._inputs(observation)
-        embeds = self.network.embed(patches, ids)
-        positions = mask.cumsum(1) - 1
-        cache = DynamicCache(config=self.network.llama_config)
-        hidden = self.network.hidden(embeds, _causal(mask), positions, cache)[:, -1]
-        value = self._value(hidden)
-        position = positions[:, -1:]
-        tokens: list[Tensor] = []
-        logprobs: list[Tensor] = []
-        for k in range(ACTION_DIM):
-            if k > 0:
-                mask = F.pad(mask, (0, 1), value=True)
-                position = position + 1
-                embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
-                hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
-            logits = self.network.action_logits(hidden) / temperature
-            token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
-            tokens.append(token)
-            logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
+        with keep_folded(self.network.language_model.model):
+            patches, ids, mask = self._inputs(observation)
+            positions = mask.cumsum(1) - 1
+            cache = DynamicCache(config=self.network.llama_config)
+            hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
+            value = self._value(hidden)
+            position = positions[:, -1:]
+            tokens: list[Tensor] = []
+            logprobs: list[Tensor] = []
+            for k in range(ACTION_DIM):
+                if k > 0:
+                    mask = F.pad(mask, (0, 1), value=True)
+                    position = position + 1
+                    embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
+                    hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
+                logits = self.network.action_logits(hidden) / temperature
+                token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
+                tokens.append(token)
+                logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
         return PolicyOutput(torch.stack(tokens, 1), torch.stack(logprobs, 1).sum(1), value)
 
     def features(self, observation: Observation, action_tokens: Tensor) -> Features:
