@@ -48,7 +48,10 @@ def photograph(models: tuple[Model, ...]) -> list[Picture]:
         actor = builder.build_kinematic(name=model.id)
         middle = (np.array(model.bbox_min) + np.array(model.bbox_max)) / 2
         turn = np.radians(-25)
-        offset = [middle[0] * np.cos(turn) - middle[1] * np.sin(turn), middle[0] * np.sin(turn) + middle[1] * np.cos(turn)]
+        offset = [
+            middle[0] * np.cos(turn) - middle[1] * np.sin(turn),
+            middle[0] * np.sin(turn) + middle[1] * np.cos(turn),
+        ]
         actor.set_pose(sapien.Pose([-offset[0], -offset[1], -middle[2]], [np.cos(turn / 2), 0, 0, np.sin(turn / 2)]))
         scene.update_render()
         camera.take_picture()
@@ -90,7 +93,9 @@ def main(words: list[str]) -> None:
     sheet = contact_sheet(pack)
     if not cv2.imwrite(words[0], cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
         raise UserError(f"Cannot write the picture {words[0]}.")
-    print(f"Wrote {words[0]}: {len(pack.objects)} objects, {len(pack.receptacles)} receptacles, {len(pack.tables)} tables.")
+    print(
+        f"Wrote {words[0]}: {len(pack.objects)} objects, {len(pack.receptacles)} receptacles, {len(pack.tables)} tables."
+    )
 
 
 if __name__ == "__main__":

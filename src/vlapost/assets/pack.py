@@ -186,9 +186,7 @@ def _read(name: str, root: Path) -> Pack:
     needed += [path for table in pack.tables for path in (table.image, table.texture)]
     for path in (*needed, pack.robot_urdf, pack.robot_srdf):
         if not path.is_file():
-            raise UserError(
-                f"{path} is missing from the asset pack in {root}; copy or generate the pack again."
-            )
+            raise UserError(f"{path} is missing from the asset pack in {root}; copy or generate the pack again.")
     without_visual = [model.id for model in models if model.visual == model.collision]
     if without_visual:
         warnings.warn(
@@ -241,9 +239,7 @@ def _read_database(root: Path, folder: str) -> dict[str, Any]:
     database = _read_json(root / folder / "model_db.json")
     count = COUNTS[folder][0]
     if len(database) != count:
-        raise UserError(
-            f"{root / folder / 'model_db.json'} lists {len(database)} entries; the benchmark has {count}."
-        )
+        raise UserError(f"{root / folder / 'model_db.json'} lists {len(database)} entries; the benchmark has {count}.")
     return database
 
 

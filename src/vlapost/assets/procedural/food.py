@@ -7,7 +7,19 @@ import numpy as np
 
 from vlapost.assets.procedural.noise import clouds, mix
 from vlapost.assets.procedural.shapes import (
-    Floats, Part, above, arc, blob, from_above, frill, lathe, lying, paint, smooth, straight, tube
+    Floats,
+    Part,
+    above,
+    arc,
+    blob,
+    frill,
+    from_above,
+    lathe,
+    lying,
+    paint,
+    smooth,
+    straight,
+    tube,
 )
 
 

@@ -12,27 +12,27 @@ from vlapost.assets.procedural.shapes import Colour, Floats, Picture
 def clouds(shape: tuple[int, int], size: tuple[float, float], seed: int, octaves: int = 4) -> Floats:
     """Smooth noise `[h, w]` in 0..1 whose largest blotches are `size` = (rows, columns) pixels."""
     generator = np.random.default_rng(seed)
-    total = np.zeros(shape)
+    total = np.zeros(shape, np.float32)
     weight = 1.0
     for octave in range(octaves):
         rows, columns = (max(2, round(n / s * 2**octave) + 1) for n, s in zip(shape, size))
-        values = generator.random((min(rows, shape[0]), min(columns, shape[1])))
+        values = generator.random((min(rows, shape[0]), min(columns, shape[1])), np.float32)
         total += weight * cv2.resize(values, shape[::-1], interpolation=cv2.INTER_CUBIC)
         weight /= 2
-    low, high = np.percentile(total, [1, 99])
+    low, high = np.percentile(total[::3, ::3], [1, 99])
     return np.clip((total - low) / (high - low), 0, 1)
 
 
 def mix(first: Colour | Picture, second: Colour | Picture, share: Floats) -> Picture:
     """`first` where `share` `[h, w]` is 0, `second` where it is 1."""
-    a, b = np.asarray(first, float), np.asarray(second, float)
-    blend = a + (b - a) * share[..., None]
+    a, b = np.asarray(first, np.float32), np.asarray(second, np.float32)
+    blend = a + (b - a) * np.asarray(share, np.float32)[..., None]
     return np.clip(blend, 0, 255).astype(np.uint8)
 
 
 def shade(picture: Picture, factor: Floats) -> Picture:
     """Brightness multiplied by `factor` `[h, w]`."""
-    return np.clip(picture * factor[..., None], 0, 255).astype(np.uint8)
+    return np.clip(picture * np.asarray(factor, np.float32)[..., None], 0, 255).astype(np.uint8)
 
 
 def cells(shape: tuple[int, int], count: int, seed: int) -> tuple[Floats, np.ndarray]:

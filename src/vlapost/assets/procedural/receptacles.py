@@ -54,8 +54,8 @@ def _sheet(picture: Picture, height: Floats, width: float, depth: float) -> list
 def yellow_plate() -> list[Part]:
     """Pale yellow dinner plate with a rim."""
     profile = [(0, 0), (3.2, 0), (3.6, 0.1), (5.5, 0.55), (5.5, 0.6), (5.4, 0.6), (3.7, 0.22), (3.4, 0.16), (0, 0.16)]
-    picture = canvas(64, 8, (206, 218, 112))
-    picture[24:30] = picture[44:48] = (166, 180, 80)
+    picture = canvas(64, 8, (206, 220, 140))
+    picture[9:15] = picture[20:24] = (164, 178, 98)
     return [paint(lathe(profile, 48), picture, shine=0.3)]
 
 
@@ -63,7 +63,7 @@ def cloth() -> list[Part]:
     """Crumpled grey cloth."""
     height = 0.12 + 0.75 * clouds((24, 24), (9, 9), 31, octaves=2) ** 2
     creases = 1 - np.abs(2 * clouds((SIZE, SIZE), (90, 90), 32, octaves=2) - 1)
-    picture = mix((186, 188, 192), (104, 106, 112), creases**6)
+    picture = mix((190, 192, 196), (142, 144, 150), creases**3)
     picture[::4] = shade(picture[::4], np.full((SIZE // 4, SIZE), 0.94))
     for inset in (8, 12):
         cv2.rectangle(picture, (inset, inset), (SIZE - inset, SIZE - inset), (128, 130, 136), 1)
@@ -152,7 +152,7 @@ def flat_bowl() -> list[Part]:
     """Shallow red bowl."""
     profile = [(0, 0), (3.0, 0), (4.6, 0.4), (5.5, 1.1), (5.5, 1.19), (5.35, 1.19), (4.4, 0.55), (3.0, 0.2), (0, 0.2)]
     picture = canvas(64, 8, (196, 28, 30))
-    picture[34:40] = (226, 90, 80)
+    picture[10:16] = (150, 14, 18)
     return [paint(lathe(profile, 48), picture, shine=0.5)]
 
 
@@ -185,7 +185,10 @@ def mouse_pad() -> list[Part]:
     waves = np.sin(y / 9 + 2.2 * np.sin(x / 26)) > 0.55
     picture = mix((50, 118, 190), (120, 180, 226), waves * 0.8)
     angle = np.linspace(0, 2 * np.pi, 65)
-    power = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.45, np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.45
+    power = (
+        np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.45,
+        np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.45,
+    )
     ring = np.stack([5.5 * power[0], 5.5 * power[1], np.zeros_like(angle)], -1)
     rings = [ring * 0, ring, ring, ring + [0, 0, 0.6], ring + [0, 0, 0.6], ring * 0 + [0, 0, 0.6]]
     return [paint(from_above(grid(np.stack(rings))), picture)]

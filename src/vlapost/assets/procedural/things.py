@@ -35,7 +35,9 @@ def watering_can() -> list[Part]:
     """Standing zinc can: body, spout towards +x with a rose, handles over the top and behind."""
     zinc = mix((128, 134, 138), (172, 178, 180), clouds((128, 256), (24, 24), 21))
     body = lathe([(0, 0), (1.9, 0), (1.9, 0), (2.0, 0.2), (1.85, 3.2), (2.0, 3.4), (2.0, 3.4), (0, 3.3)])
-    spout = tube(np.array([[1.6, 0, 0.8], [2.6, 0, 1.5], [3.8, 0, 2.7], [4.6, 0, 3.4]]), np.array([0.5, 0.42, 0.35, 0.35]))
+    spout = tube(
+        np.array([[1.6, 0, 0.8], [2.6, 0, 1.5], [3.8, 0, 2.7], [4.6, 0, 3.4]]), np.array([0.5, 0.42, 0.35, 0.35])
+    )
     rose = cylinder(0.35, 0, 0.7, top=0.85).turn(y=50).move(x=4.5, z=3.3)
     over = tube(arc(0, 180, 1.7, 14), 0.22, segments=10).turn(x=90).move(z=3.2)
     behind = tube(arc(100, 260, 1.5, 14), 0.24, segments=10).turn(x=90).move(x=-2.1, z=1.9)

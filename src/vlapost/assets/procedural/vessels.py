@@ -45,7 +45,9 @@ def _can(label: Picture, height: float, radius: float) -> list[Surface | Picture
     """Outer wall and the two steel ends of a drinks can, standing."""
     wall = lathe([(radius * 0.86, 0.15), (radius, 0.5), (radius, height - 0.55), (radius * 0.84, height - 0.12)])
     bottom = lathe([(0, 0.25), (radius * 0.8, 0), (radius * 0.86, 0.16)])
-    top = lathe([(radius * 0.85, height - 0.14), (radius * 0.85, height), (radius * 0.78, height - 0.12), (0, height - 0.12)])
+    top = lathe(
+        [(radius * 0.85, height - 0.14), (radius * 0.85, height), (radius * 0.78, height - 0.12), (0, height - 0.12)]
+    )
     return [wall, bottom, top]
 
 
