@@ -1,9 +1,9 @@
 """The WidowX-250S as tuned for BridgeData: gains, limits, controller and camera (paper appendix A; SIMPLER).
 
-An action is seven numbers. 0..2: translation in metres, root frame. 3..5: rotation as intrinsic XYZ Euler angles
-in radians, R = Rx Ry Rz, applied from the left in the root frame. 6: gripper, +1 open, -1 closed. They add up on a virtual target
-pose that starts at the real pose of the gripper and is never set back to it within an episode; nothing is clipped but
-the gripper. Inverse kinematics turns the target into one joint target for the whole control step.
+An action is seven numbers. 0..2: translation in metres, root frame. 3..5: rotation as intrinsic XYZ Euler angles in
+radians, R = Rx Ry Rz, applied from the left in the root frame. 6: gripper, +1 open, -1 closed. They add up on a
+virtual target pose that starts at the real pose of the gripper and is never set back to it within an episode; nothing
+is clipped but the gripper. Inverse kinematics turns the target into one joint target for the whole control step.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Sensed:
     """What the rules look at after one control step; all `[E, 3]` float32.
 
     object_position, receptacle_position: origins of the bodies. contact_force: on the object by the receptacle.
-    left_force, right_force: on a finger by the object. left_opening, right_opening: unit vectors in which a finger opens.
+    left_force, right_force: on a finger by the object. left_opening, right_opening: unit vector in which it opens.
     """
 
     object_position: Tensor
@@ -97,7 +97,7 @@ def advance(progress: Progress, on_target: Tensor, grasping: Tensor) -> Progress
 
 
 def potential(metrics: Metrics) -> Tensor:
-    """Stage potential `[E]` float32 in 0..1.2; success counts only after a grasp and is lost when the object falls off."""
+    """Stage potential `[E]` float32 in 0..1.2; success counts only after a grasp, and only while it lasts."""
     return (
         GRASP_REWARD * metrics.grasp.float()
         + CONSECUTIVE_REWARD * metrics.consecutive_grasp.float()

@@ -1,7 +1,7 @@
 """The scene: a table, the robot, one object and one receptacle, and how an episode starts (paper appendix A).
 
-One `PutOnPlateScene` holds E parallel scenes on the GPU, or a single one on the CPU. Only the bodies an episode needs are
-built, so other bodies need another scene: on the CPU every reset builds a new one, which also makes an episode's
+One `PutOnPlateScene` holds E parallel scenes on the GPU, or a single one on the CPU. Only the bodies an episode needs
+are built, so other bodies need another scene: on the CPU every reset builds a new one, which also makes an episode's
 course independent of those before it (contact caches make rolling objects come to rest elsewhere). World frame:
 z up, table top at 0.8695 m.
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vlapost.assets.pack import Model, open_pack
 from vlapost.envs import overlay, rules
+from vlapost.envs.drivers import RENDER_BACKEND
 from vlapost.envs.episodes import SETUPS, EpisodeSpec, decode, find_setup, instruction
 from vlapost.envs.robot import BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
 
@@ -45,8 +46,8 @@ FOCAL, CENTRE = 623.588, (319.501, 239.545)  # pixels (Logitech C920)
 class PutOnPlateScene(BaseEnv):
     """ManiSkill environment; reset options `episode_id` (`[E]` int64) and `obj_set` ("train", "test", "all").
 
-    The physics of a control step (`advance`), its measures (`sense`, `progress`) and its picture (`render`) can be asked
-    for one by one; `step` does all three.
+    The physics of a control step (`advance`), its measures (`measure`, `progress`) and its picture
+    (`render_observation`) can be asked for one by one; `step` does all three.
     """
 
     SUPPORTED_OBS_MODES = ("rgb+segmentation", "none")
@@ -62,6 +63,7 @@ class PutOnPlateScene(BaseEnv):
         image_size: tuple[int, int] = CAMERA_SIZE,
         shader: str = "default",
         sim_freq: int = 500,
+        render_backend: str = RENDER_BACKEND,
         **kwargs: Any,
     ) -> None:
         self.env_id, self.obj_set, self.shader = env_id, obj_set, shader
@@ -69,7 +71,7 @@ class PutOnPlateScene(BaseEnv):
         self.image_size = (image_size[0], image_size[1])
         self.bodies: list[tuple[int, int]] = []
         sim_config = SimConfig(sim_freq=sim_freq, control_freq=CONTROL_FREQ, spacing=20)
-        super().__init__(num_envs=num_envs, sim_config=sim_config, **kwargs)
+        super().__init__(num_envs=num_envs, sim_config=sim_config, render_backend=render_backend, **kwargs)
 
     # ------------------------------------------------------------------ building
 
@@ -122,6 +124,15 @@ class PutOnPlateScene(BaseEnv):
                 shader_pack=self.shader,
             )
         ]
+
+    def _clear(self) -> None:
+        """Free the old scene at once, without ManiSkill's full garbage collection (175 ms)."""
+        if self.scene is None or self.gpu_sim_enabled:
+            super()._clear()
+            return
+        for scene in self.scene.sub_scenes:
+            scene.clear()
+        self._sensors, self._human_render_cameras, self.scene, self.agent = {}, {}, None, None
 
     # ------------------------------------------------------------------ reset
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
 from vlapost.envs import rules
-from vlapost.envs.drivers import RENDER_BACKEND  # before sapien
 from vlapost.envs.episodes import find_setup
 from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
 
@@ -19,9 +18,9 @@ from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
 class GroundTruth:
     """The state behind the newest observation, in the robot base frame (metres; quaternions w, x, y, z).
 
-    object_position, receptacle_position: `[E, 3]` origins of the bodies. gripper_pose: `[E, 7]`, position and quaternion
-    of `ee_gripper_link`. qpos: `[E, 8]`, arm in radians, fingers in metres. segmentation: `[E, H, W]` uint8, 0 background,
-    1 robot, 2 object, 3 receptacle.
+    object_position, receptacle_position: `[E, 3]` origins of the bodies. gripper_pose: `[E, 7]`, position and
+    quaternion of `ee_gripper_link`. qpos: `[E, 8]`, arm in radians, fingers in metres. segmentation: `[E, H, W]`
+    uint8, 0 background, 1 robot, 2 object, 3 receptacle.
     """
 
     object_position: Tensor
@@ -69,8 +68,9 @@ class SceneVector:
 
     def ground_truth(self) -> GroundTruth:
         """State behind the newest observation."""
-        parts = [_ground_truth(scene) for scene in self.scenes]
-        return GroundTruth(*(torch.cat(tensors) for tensors in zip(*parts)), segmentation=self._labels)
+        parts = zip(*(_ground_truth(scene) for scene in self.scenes))
+        object_, receptacle, gripper, qpos = (torch.cat(tensors) for tensors in parts)
+        return GroundTruth(object_, receptacle, gripper, qpos, self._labels)
 
     def close(self) -> None:
         """Free simulator and renderer."""
@@ -120,7 +120,6 @@ def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:
         sim_freq=cfg.sim_freq,
         obs_mode="none",
         sim_backend=cfg.backend,
-        render_backend=RENDER_BACKEND,
     )
 
 
