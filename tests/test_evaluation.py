@@ -4,6 +4,8 @@ import json
 import multiprocessing as mp
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -248,6 +250,26 @@ def build_slow(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
     partial.rename(c.run)
     time.sleep(1)
     return NoisePolicy(), CountingEnv(num_envs)
+
+
+def test_interrupting_keeps_what_is_finished_and_says_so(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; import test_evaluation as t; from vlapost import cli\n"
+        f"sys.exit(cli.guard(lambda words: t._slow_parent(Path({str(tmp_path)!r})), []))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    episodes = tmp_path / "out" / "episodes.jsonl"
+    deadline = time.monotonic() + 60
+    while not (episodes.is_file() and episodes.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)  # as the terminal does: parent and workers
+    assert child.wait(timeout=30) == 130
+    assert child.stderr is not None
+    assert child.stderr.read() == "\nInterrupted; the same command continues.\n"
+    assert len(log.read(episodes)) > 0
 
 
 # ---- files

@@ -156,26 +156,17 @@ def check_simulator() -> str:
 
 def check_planner() -> str:
     """The motion planner on the robot: 5 cm upwards from the start."""
-    import mplib
     import numpy as np
 
     from vlapost.assets.pack import open_pack
+    from vlapost.planner.motion import ArmPlanner
 
-    pack = open_pack("procedural")
-    planner = mplib.Planner(
-        urdf=str(pack.robot_urdf), srdf=str(pack.robot_srdf), move_group="ee_gripper_link",
-        joint_vel_limits=np.full(6, 0.9), joint_acc_limits=np.full(6, 0.9),
-    )  # fmt: skip
+    planner = ArmPlanner(open_pack(config.load("base").env.assets))
     qpos = np.array([-0.0184, 0.0399, 0.2224, -0.0046, 1.3652, 0.0015, 0.037, 0.037])
-    planner.robot.set_qpos(qpos, True)
-    link = planner.pinocchio_model.get_link_names().index("ee_gripper_link")
-    planner.pinocchio_model.compute_forward_kinematics(qpos)
-    target = np.array(planner.pinocchio_model.get_link_pose(link))
-    target[2] += 0.05
+    position, rotation = planner.pose(qpos)
     start = perf_counter()
-    answer = planner.plan_screw(target, qpos, time_step=0.2)
-    if answer["status"] != "Success":
-        raise UserError(f"the planner finds no way up 5 cm ({answer['status']}); run .venv/bin/pip install -e .")
+    if planner.plan(qpos, position + np.array([0, 0, 0.05]), rotation) is None:
+        raise UserError("the planner finds no way up 5 cm; run .venv/bin/pip install -e .")
     return f"mplib {version('mplib')} plans in {(perf_counter() - start) * 1000:.0f} ms"
 
 

@@ -55,6 +55,7 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
         raise UserError(f"evaluation.episodes is {c.evaluation.episodes}; only {len(known)} episodes are held out.")
     ids = known[: c.evaluation.episodes]
     labels = _labels(c, ids)
+    _claim(c, out)
     results = run_parallel(_build, c, ids, out, labels)
     objects = sorted({labels[episode]["object"] for episode in ids})
     report = {
@@ -74,15 +75,11 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
 
 def folder(c: Config) -> Path:
     """Where the results belong: equal for two commands exactly if their episodes may be counted together."""
-    # Everything but how many episodes, by how many processes, filmed or not.
-    env = replace(c.env, num_envs=0)
-    decisive = OmegaConf.to_yaml(OmegaConf.structured(env)) + f"{c.evaluation.temperature} {c.seed} {fingerprint(c)}"
-    digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
     decoding = "greedy" if c.evaluation.temperature == 0 else f"t{c.evaluation.temperature:g}"
     logs = ROOT / "lightning_logs"
     adapter = Path(c.policy.adapter).absolute()
     run_name = adapter.relative_to(logs).parts[0] if c.policy.adapter and adapter.is_relative_to(logs) else c.run
-    return logs / run_name / "evaluation" / f"{c.env.id}-{c.env.obj_set}-{decoding}-seed{c.seed}-{digest}"
+    return logs / run_name / "evaluation" / f"{c.env.id}-{c.env.obj_set}-{decoding}-seed{c.seed}-{_identity(c)}"
 
 
 def fingerprint(c: Config) -> str:
@@ -104,6 +101,23 @@ def fingerprint(c: Config) -> str:
                 while block := file.read(2**22):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def _identity(c: Config) -> str:
+    """Short digest of all that decides an episode: not how many there are, by how many processes, filmed or not."""
+    env = OmegaConf.to_yaml(OmegaConf.structured(replace(c.env, num_envs=0)))
+    decisive = f"{env} {c.policy.unnorm_key} {c.evaluation.temperature} {c.seed} {fingerprint(c)}"
+    return hashlib.sha256(decisive.encode()).hexdigest()[:8]
+
+
+def _claim(c: Config, out: Path) -> None:
+    """Never count episodes of different policies or settings together."""
+    mark = out / "identity"
+    out.mkdir(parents=True, exist_ok=True)
+    if not mark.is_file():
+        mark.write_text(_identity(c))
+    if mark.read_text() != _identity(c):
+        raise UserError(f"{out} holds episodes of another policy or other settings; delete that folder to start anew.")
 
 
 def _check(c: Config) -> None:
@@ -143,10 +157,13 @@ def _labels(c: Config, ids: list[int]) -> dict[int, dict[str, str]]:
 
 
 def _build(c: Config, num_envs: int) -> tuple[Policy, VectorEnv]:
+    import torch
+
     from vlapost.build import build_policy
     from vlapost.envs.vector import make_env
 
-    return build_policy(c), make_env(c.env, num_envs)
+    device = "cuda" if c.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return build_policy(c, device), make_env(c.env, num_envs)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from scipy.stats import binomtest
 from vlapost.evaluation.episodes import EpisodeResult
 
 METRICS = {
-    "success_end": "on the receptacle at the last step",
-    "success_once": "on the receptacle at any step",
-    "grasp": "grasped at any step",
-    "consecutive_grasp": "held five steps in a row",
+    "success_end": "on the plate at the end",
+    "success_once": "on the plate at any step",
+    "grasp": "held at any step",
+    "consecutive_grasp": "held 5 steps in a row",
 }
 
 
