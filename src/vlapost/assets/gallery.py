@@ -21,6 +21,7 @@ from vlapost.config import UserError
 SOFTWARE_DRIVER = Path("/usr/share/vulkan/icd.d/lvp_icd.json")
 COLUMNS = 7
 TILE = (180, 240)  # height, width in pixels
+TURN = np.radians(-25)  # of every body about z
 Picture = NDArray[np.uint8]
 
 
@@ -46,13 +47,9 @@ def photograph(models: tuple[Model, ...]) -> list[Picture]:
         builder = scene.create_actor_builder()
         builder.add_visual_from_file(str(model.visual))
         actor = builder.build_kinematic(name=model.id)
+        turned = sapien.Pose(q=[np.cos(TURN / 2), 0, 0, np.sin(TURN / 2)])
         middle = (np.array(model.bbox_min) + np.array(model.bbox_max)) / 2
-        turn = np.radians(-25)
-        offset = [
-            middle[0] * np.cos(turn) - middle[1] * np.sin(turn),
-            middle[0] * np.sin(turn) + middle[1] * np.cos(turn),
-        ]
-        actor.set_pose(sapien.Pose([-offset[0], -offset[1], -middle[2]], [np.cos(turn / 2), 0, 0, np.sin(turn / 2)]))
+        actor.set_pose(turned * sapien.Pose(-middle))
         scene.update_render()
         camera.take_picture()
         colour = camera.get_picture("Color")[..., :3]
@@ -65,10 +62,8 @@ def contact_sheet(pack: Pack) -> Picture:
     """All bodies, table pictures and textures of a pack with their ids, `[H, W, 3]` RGB."""
     models = pack.objects + pack.receptacles
     tiles = list(zip([model.id for model in models], photograph(models)))
-    for table in pack.tables:
-        tiles.append((table.id, _load(table.image)))
-    for table in pack.tables:
-        tiles.append((f"texture {table.texture.name}", _load(table.texture)))
+    tiles += [(table.id, _load(table.image)) for table in pack.tables]
+    tiles += [(f"texture {table.texture.name}", _load(table.texture)) for table in pack.tables]
     height, width = TILE
     rows = -(-len(tiles) // COLUMNS)
     sheet = np.zeros((rows * height, COLUMNS * width, 3), np.uint8)

@@ -42,8 +42,8 @@ def bread() -> list[Part]:
     crust = mix((150, 92, 48), (196, 142, 88), clouds((256, 256), (60, 60), 2))
     flour = np.zeros((256, 256), np.uint8)
     for shift in (-60, 0, 60):
-        cv2.line(flour, (128 + shift - 70, 30), (128 + shift + 70, 226), 255, 9)
-        cv2.line(flour, (128 + shift + 70, 30), (128 + shift - 70, 226), 255, 9)
+        cv2.line(flour, (128 + shift - 70, 30), (128 + shift + 70, 226), (255,), 9)
+        cv2.line(flour, (128 + shift + 70, 30), (128 + shift - 70, 226), (255,), 9)
     crust = mix(crust, (236, 214, 176), cv2.GaussianBlur(flour, (9, 9), 0) / 255)
     return [paint(from_above(blob(2.2, 2.2, 1.45, square=0.85)), crust)]
 

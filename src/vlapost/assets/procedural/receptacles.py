@@ -36,10 +36,15 @@ def _coin(picture: Picture, side: Colour, thick: float = 0.4) -> list[Part]:
     return [paint(cylinder(5.5, 0, thick, segments=48), side), paint(disc(5.49, thick * 1.002, 48), picture)]
 
 
+def _centred() -> tuple[Floats, Floats]:
+    """(x, y) of every pixel, -1 to 1; each `[SIZE, SIZE]`."""
+    x, y = np.meshgrid(np.linspace(-1, 1, SIZE), np.linspace(-1, 1, SIZE))
+    return x, y
+
+
 def _radius() -> Floats:
     """Distance of every pixel from the centre, 1 at the middle of an edge; `[SIZE, SIZE]`."""
-    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
-    return np.hypot(x, y)
+    return np.hypot(*_centred())
 
 
 def _sheet(picture: Picture, height: Floats, width: float, depth: float) -> list[Part]:
@@ -215,7 +220,7 @@ def chess_board() -> list[Part]:
 def manhole_cover() -> list[Part]:
     """Cast iron with rings and radial ribs."""
     radius = _radius()
-    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+    x, y = _centred()
     spokes = np.sin(np.arctan2(y, x) * 20) > 0.2
     raised = np.where((radius > 0.45) & (radius < 0.85), spokes, np.abs(np.sin(radius * 22)) > 0.75)
     picture = mix((66, 62, 60), (136, 130, 124), raised * (0.6 + 0.4 * clouds((SIZE, SIZE), (8, 8), 39)))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from trimesh.transformations import euler_matrix
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Colour = tuple[int, int, int]
 Picture = NDArray[np.uint8]
 

@@ -139,6 +139,6 @@ def _material(picture: Picture, x: Floats, y: Floats, density: float) -> Floats:
 def _develop(colour: Floats, seed: int) -> Picture:
     """Halve the size, darken the corners, add grain."""
     picture = cv2.resize(np.clip(colour, 0, 255).astype(np.uint8), SIZE[::-1], interpolation=cv2.INTER_AREA)
-    y, x = np.mgrid[-1 : 1 : SIZE[0] * 1j, -1 : 1 : SIZE[1] * 1j]
+    y, x = np.meshgrid(np.linspace(-1, 1, SIZE[0]), np.linspace(-1, 1, SIZE[1]), indexing="ij")
     grain = np.random.default_rng(seed).normal(1, 0.008, SIZE)
     return shade(np.asarray(picture, np.uint8), (1.02 - 0.09 * (x**2 + y**2)) * grain)

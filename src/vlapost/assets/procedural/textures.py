@@ -101,7 +101,7 @@ def lattice() -> Picture:
     slat = wood((44, 900), (222, 158, 106), (186, 118, 70), 217)
     for angle, offsets in ((45, range(-320, 700, 100)), (-45, range(-320, 700, 100))):
         for i, offset in enumerate(offsets):
-            turn = cv2.getRotationMatrix2D((450, 22), angle, 1.0)
+            turn = np.asarray(cv2.getRotationMatrix2D((450, 22), angle, 1.0), float)
             turn[:, 2] += [offset - 130 + 16 * (i % 2), 218]
             cv2.warpAffine(slat, turn, SHAPE[::-1], dst=picture, borderMode=cv2.BORDER_TRANSPARENT)
     frame = wood(SHAPE, (186, 118, 68), (150, 88, 46), 218)
@@ -145,6 +145,7 @@ def gravel() -> Picture:
     return stones(SHAPE, [(150, 150, 140), (120, 120, 114), (168, 160, 140)], (86, 80, 70), 900, 221, gap=2)
 
 
+RED_BRICKS = ((178, 84, 58), (160, 70, 48), (192, 100, 70), (120, 62, 48))
 BLUE_MARBLE = ((70, 110, 134), (110, 156, 176), (214, 214, 206), (166, 104, 60), (92, 132, 152), (50, 80, 104))
 
 # In the order of the benchmark: texture i belongs to table picture i.
@@ -167,7 +168,7 @@ TEXTURES: tuple[Callable[[], Picture], ...] = (
     cobbles,
     gravel,
     lambda: swirl(SHAPE, BLUE_MARBLE, 226),
-    lambda: bricks(SHAPE, [(178, 84, 58), (160, 70, 48), (192, 100, 70), (120, 62, 48)], (196, 184, 172), (30, 78), 227, 6),
+    lambda: bricks(SHAPE, RED_BRICKS, (196, 184, 172), (30, 78), 227, 6),
     pastel_tartan,
     blue_white_tiles,
 )  # fmt: skip

@@ -96,7 +96,7 @@ def plant() -> list[Part]:
         length, tilt = 2.2 + 1.9 * generator.random(), 22 + 58 * generator.random()
         t = np.linspace(0, 1, 7)
         width = 0.42 * np.sin(np.pi * t**0.8) + 0.05
-        leaf = tube(straight(length, 7).copy() + [length / 2, 0, 0], width, flat=0.25, segments=8)
+        leaf = tube(straight(length, 7), width, flat=0.25, segments=8).move(x=length / 2)
         leaf = leaf.turn(y=-tilt, z=i * 137.5).move(z=2.8)
         green = (30 + int(40 * generator.random()), 105 + int(60 * generator.random()), 45)
         parts.append(paint(leaf, green, piece=1))

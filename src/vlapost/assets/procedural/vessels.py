@@ -41,14 +41,14 @@ def plastic_bottle() -> list[Part]:
     ]
 
 
-def _can(label: Picture, height: float, radius: float) -> list[Surface | Picture]:
-    """Outer wall and the two steel ends of a drinks can, standing."""
+def _can(height: float, radius: float) -> tuple[Surface, Surface, Surface]:
+    """Wall, bottom and top of a standing drinks can."""
     wall = lathe([(radius * 0.86, 0.15), (radius, 0.5), (radius, height - 0.55), (radius * 0.84, height - 0.12)])
     bottom = lathe([(0, 0.25), (radius * 0.8, 0), (radius * 0.86, 0.16)])
     top = lathe(
         [(radius * 0.85, height - 0.14), (radius * 0.85, height), (radius * 0.78, height - 0.12), (0, height - 0.12)]
     )
-    return [wall, bottom, top]
+    return wall, bottom, top
 
 
 def seven_up_can() -> list[Part]:
@@ -58,7 +58,7 @@ def seven_up_can() -> list[Part]:
     for x in (20, 190, 360):
         cv2.circle(label, (x + 62, 120), 52, (225, 35, 40), -1)
         label = write(label, "7up", x, 150, 2.6, WHITE, 10)
-    wall, bottom, top = _can(label, 6.1, 1.65)
+    wall, bottom, top = _can(6.1, 1.65)
     return [paint(_lying(wall), label, shine=0.6), paint(_lying(bottom), STEEL), paint(_lying(top), STEEL)]
 
 
@@ -70,7 +70,7 @@ def nonstop_can() -> list[Part]:
         cv2.line(label, (x + 10, 440), (x + 150, 330), (225, 60, 40), 16)
         label = write(label, "NON", x + 20, 170, 2.4, WHITE, 9)
         label = write(label, "STOP", x + 6, 265, 2.2, (240, 190, 40), 9)
-    wall, bottom, top = _can(label, 8.5, 1.74)
+    wall, bottom, top = _can(8.5, 1.74)
     return [paint(wall, label, shine=0.6), paint(bottom, STEEL), paint(top, STEEL)]
 
 
@@ -119,7 +119,7 @@ def fast_food_cup() -> list[Part]:
 
 def travel_cup() -> list[Part]:
     """Lying steel mug with a blue grip, black lid and a handle towards +x."""
-    handle = tube(arc(-75, 75, 2.0).astype(float) * [0.95, 1, 1], 0.38, flat=0.9).move(x=1.4, y=-0.1)
+    handle = tube(arc(-75, 75, 2.0), 0.38, flat=0.9).move(x=1.4, y=-0.1)
     return [
         paint(_lying(lathe([(0, 0), (1.75, 0), (1.75, 0), (1.85, 1.2)])).move(y=-4), STEEL, shine=0.6),
         paint(_lying(lathe([(1.9, 1.2), (2.0, 6.2)])).move(y=-4), (40, 95, 170), shine=0.4),
@@ -135,7 +135,7 @@ def champagne_glass() -> list[Part]:
     foot = lathe([(0, 0), (1.4, 0), (1.42, 0.15), (0.4, 0.4), (0.17, 0.8), (0.16, 3.6)])
     bowl = lathe([(0.16, 3.5), (0.6, 3.9), (1.1, 4.8), (1.3, 6.0), (1.25, 8.5), (1.25, 8.5), (1.12, 8.5), (1.12, 7.7)])
     return [
-        paint(foot.bend(lambda points: points), glass, shine=0.7),
+        paint(foot, glass, shine=0.7),
         paint(bowl, glass, piece=1, shine=0.7),
         paint(disc(1.15, 7.7), (226, 190, 90), piece=1),
     ]
