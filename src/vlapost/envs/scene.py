@@ -266,8 +266,9 @@ class PutOnPlateScene(BaseEnv):
         camera = self.scene.sensors[CAMERA]
         camera.capture()
         picture = camera.get_obs(rgb=True, depth=False, position=False, segmentation=True)
-        labels = overlay.label(picture["segmentation"][..., 0], self.lookup)
-        return overlay.composite(picture["rgb"], labels, self.pictures), labels
+        rendered = picture["rgb"].to(self.device)  # a GPU may render what the CPU simulates
+        labels = overlay.label(picture["segmentation"][..., 0].to(self.device), self.lookup)
+        return overlay.composite(rendered, labels, self.pictures), labels
 
     def get_obs(self, info: dict | None = None, unflattened: bool = False) -> dict:
         """ManiSkill's observation: the composited picture and its labels."""

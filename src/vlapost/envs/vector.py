@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sapien
 import torch
+from mani_skill.envs.utils.system.backend import parse_sim_and_render_backend
 from torch import Tensor
 
 from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
 from vlapost.envs import rules
+from vlapost.envs.drivers import RENDER_BACKEND
 from vlapost.envs.episodes import find_setup
 from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
 
@@ -104,9 +107,22 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
         raise UserError(f"env.backend is '{cfg.backend}'; it must be cpu or gpu.")
     if cfg.shader not in ("minimal", "default"):
         raise UserError(f"env.shader is '{cfg.shader}'; it must be minimal or default.")
+    _check_devices(cfg)
     if cfg.backend == "gpu":
         return SceneVector([_make_scene(cfg, count)], count)
     return SceneVector([_make_scene(cfg, 1) for _ in range(count)], count)
+
+
+def _check_devices(cfg: EnvConfig) -> None:
+    if cfg.backend == "gpu" and not torch.cuda.is_available():
+        raise UserError("env.backend is 'gpu' but there is no CUDA device; set env.backend=cpu.")
+    try:
+        sapien.render.RenderSystem(parse_sim_and_render_backend(cfg.backend, RENDER_BACKEND).render_device)
+    except RuntimeError:
+        raise UserError(
+            "No Vulkan driver can render here; run `make setup`, which installs Mesa's software driver, and if this "
+            "machine has a GPU without a Vulkan driver, set VK_DRIVER_FILES to the lvp_icd file it installs."
+        ) from None
 
 
 def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:
