@@ -24,13 +24,15 @@ class FoldedLinear(lora.Linear):
 
     def folded(self) -> Tensor:
         """`W + s B A`, `[out, in]`, with gradients to A and B."""
-        down, up = self.lora_A["default"].weight, self.lora_B["default"].weight
-        return torch.addmm(self.base_layer.weight, up, down, alpha=self.scaling["default"])
+        base: Any = self.base_layer
+        down: Any = self.lora_A["default"].weight
+        up: Any = self.lora_B["default"].weight
+        return torch.addmm(base.weight, up, down, alpha=self.scaling["default"])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        weight = self.folded() if self.kept is None else self.kept
-        return F.linear(x, weight, self.base_layer.bias)
+        base: Any = self.base_layer
+        return F.linear(x, self.folded() if self.kept is None else self.kept, base.bias)
 
 
 @contextmanager
