@@ -13,7 +13,7 @@ from vlapost.algorithms.base import PolicyModule
 from vlapost.algorithms.ppo import PPO
 from vlapost.algorithms.sft import SFT
 from vlapost.config import ROOT, Config, UserError
-from vlapost.contracts import DemoBatch, VectorEnv
+from vlapost.contracts import DemoBatch, Observation, VectorEnv
 from vlapost.envs import episodes
 from vlapost.envs.vector import make_env
 from vlapost.evaluation.episodes import run_episodes
@@ -71,7 +71,7 @@ def demo_feed(config: Config, policy: OpenVLAPolicy) -> DemoFeed:
     tokens = policy.encode(demos.actions)
 
     def make(index: Tensor, generator: torch.Generator) -> DemoBatch:
-        observation = demos.observation(index)
+        observation = Observation(*demos.observation(index))
         if config.experience.augment:
             observation = replace(observation, image=augment(observation.image, generator))
         return DemoBatch(observation, tokens[index])

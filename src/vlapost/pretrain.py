@@ -8,7 +8,6 @@ lightning_logs/<run>/; the finished folder replaces models/openvla-tiny, with th
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from vlapost import cli, collect_demos, config
@@ -31,40 +30,34 @@ def pretrain(cfg: Config, folder: Path, target: Path) -> None:
     import torch
 
     from vlapost.algorithms.pretrain import Pretrain, standardise
-    from vlapost.build import build_experience, build_policy, open_demos, total_steps
-    from vlapost.contracts import DemoBatch, GroundedBatch
+    from vlapost.build import build_experience, open_demos, total_steps
+    from vlapost.contracts import DemoBatch, GroundedBatch, Observation
     from vlapost.experience.datamodule import DemoFeed
-    from vlapost.policies.policy import save_policy
+    from vlapost.policies.policy import load_full_policy
     from vlapost.policies.tiny import write_tiny
 
     demos = open_demos(cfg)
     untrained = folder / "untrained"
     if not untrained.is_dir():
         write_tiny(untrained, cfg.seed, {cfg.policy.unnorm_key: demos.statistics()})
-    policy = build_policy(replace(cfg, policy=replace(cfg.policy, checkpoint=str(untrained))))
+    policy = load_full_policy(untrained, cfg.policy.unnorm_key)
     tokens = policy.encode(demos.actions)
 
     def make(index: torch.Tensor, generator: torch.Generator) -> GroundedBatch:
         truth = demos.grounding(index)
         positions = (truth.object_position, truth.receptacle_position, truth.gripper_position)
         return GroundedBatch(
-            DemoBatch(demos.observation(index), tokens[index]),
+            DemoBatch(Observation(*demos.observation(index)), tokens[index]),
             standardise(torch.cat(positions, -1)),
             truth.segmentation,
         )
 
-    encoders = policy.network.vision_backbone
-    one, two = encoders.featurizer.sizes, encoders.fused_featurizer.sizes
-    height, width = policy.network.image_size
-    module = Pretrain(
-        policy, cfg.grounding, cfg.optim, total_steps(cfg),
-        patch_grid=(height // one.patch, width // one.patch), patch_size=one.patch,
-        patch_dim=one.width + two.width, hidden_dim=policy.network.llama_config.hidden_size,
-    )  # fmt: skip
+    torch.manual_seed(cfg.seed)  # of the grounding heads
+    module = Pretrain(policy, cfg.grounding, cfg.optim, total_steps(cfg), policy.sizes)
     data = build_experience(cfg, policy, module, lambda: DemoFeed(len(demos), make))
     if fit(cfg, folder, module, data):
         finished = folder / "openvla-tiny"
-        save_policy(policy, finished)
+        policy.save_full(finished)
         shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
         shutil.copytree(finished, target, dirs_exist_ok=True)
         cli.console.print(f"Wrote {target}.")
