@@ -41,16 +41,18 @@ def test_merge_accumulates_small_steps_and_keeps_toggles_alone() -> None:
             move(0.02),  # 3: large on its own
             move(0.003),  # 4: small, flushed by the toggle behind it
             move(0.0, gripper=-1.0),  # 5: toggle, alone although it does not move
-            move(0.006, gripper=-1.0),  # 6
-            move(0.006, gripper=-1.0),  # 7: 0.012 with step 6
-            move(0.002),  # 8: toggle, alone although the next step is small
-            move(0.001),  # 9: the end is kept, whatever its size
+            move(0.006, gripper=-1.0),  # 6: behind a toggle, alone although small
+            move(0.006, gripper=-1.0),  # 7
+            move(0.006, gripper=-1.0),  # 8: 0.012 with step 7
+            move(0.002),  # 9: toggle
+            move(0.0),  # 10: behind a toggle
+            move(0.001),  # 11: the end is kept, whatever its size
         ]
     )
     starts, merged = filter_actions(actions, "merge", 0.01, 0.06)
-    assert starts.tolist() == [0, 3, 4, 5, 6, 8, 9]
-    np.testing.assert_allclose(merged[:, 0], [0.012, 0.02, 0.003, 0.0, 0.012, 0.002, 0.001], atol=1e-7)
-    assert merged[:, 6].tolist() == [1, 1, 1, -1, -1, 1, 1]
+    assert starts.tolist() == [0, 3, 4, 5, 6, 7, 9, 10, 11]
+    np.testing.assert_allclose(merged[:, 0], [0.012, 0.02, 0.003, 0.0, 0.006, 0.012, 0.002, 0, 0.001], atol=1e-7)
+    assert merged[:, 6].tolist() == [1, 1, 1, -1, -1, -1, 1, 1, 1]
 
 
 def test_merge_loses_no_motion() -> None:

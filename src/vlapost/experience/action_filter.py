@@ -25,9 +25,9 @@ def filter_actions(
 
     Args:
         actions: `[T, 7]` translation (m), rotation (rad, intrinsic XYZ Euler), gripper (+1 open, -1 closed).
-        mode: "merge": consecutive small steps become one action, emitted as soon as it is large, before a step that
-            toggles the gripper (which stays alone), and at the end. "drop": only large steps and toggles stay.
-            "none": all stay.
+        mode: "merge": consecutive small steps become one action, emitted as soon as it is large and at the end; a step
+            that toggles the gripper and the one behind it stay alone, as fingers take two steps to close.
+            "drop": only large steps and toggles stay. "none": all stay.
         min_translation: a step is large when the norm of its translation exceeds this (m) ...
         min_rotation: ... or the norm of its Euler angles exceeds this (rad).
 
@@ -49,11 +49,13 @@ def filter_actions(
         return kept, actions[kept].astype(np.float32)
     groups: list[tuple[int, int]] = []
     begin = 0
+    alone = toggle.copy()
+    alone[1:] |= toggle[:-1]
     for t in range(steps):
-        if toggle[t] and begin < t:
+        if alone[t] and begin < t:
             groups.append((begin, t))
             begin = t
-        if toggle[t] or t == steps - 1 or large(compose(actions[begin : t + 1])):
+        if alone[t] or t == steps - 1 or large(compose(actions[begin : t + 1])):
             groups.append((begin, t + 1))
             begin = t + 1
     merged = np.stack([compose(actions[a:b]) for a, b in groups]).astype(np.float32)

@@ -43,13 +43,18 @@ class ArmPlanner(mplib.Planner):
         pose = self.pinocchio_model.get_link_pose(self.link_name_2_idx[GRIPPER_LINK])
         return pose[:3].copy(), Rotation.from_quat(np.roll(pose[3:], -1))
 
-    def plan(self, qpos: FloatArray, position: FloatArray, rotation: Rotation) -> FloatArray | None:
+    def plan(
+        self, qpos: FloatArray, position: FloatArray, rotation: Rotation, acceleration: float = JOINT_LIMIT
+    ) -> FloatArray | None:
         """A screw motion from `qpos` `[8]` to a pose of the gripper in the base frame.
+
+        No joint exceeds JOINT_LIMIT rad/s or `acceleration` rad/s^2.
 
         Returns:
             `[n, 8]` joint positions a control period apart, without the start; None if there is no such motion
             within the joint limits and without self-collision.
         """
+        self.joint_acc_limits = np.full(ARM_JOINTS, acceleration)
         target = np.concatenate([position, np.roll(rotation.as_quat(), 1)])
         result = self.plan_screw(target, qpos, time_step=CONTROL_PERIOD, wrt_world=False)
         if result["status"] != "Success" or len(result["position"]) < 2:

@@ -10,14 +10,16 @@ from scipy.spatial.transform import Rotation
 
 from vlapost.planner.actions import CLOSED, OPEN, delta_actions
 from vlapost.planner.grasp import Box, grasp_height, grasp_rotations, upright_box
-from vlapost.planner.motion import ArmPlanner
+from vlapost.planner.motion import JOINT_LIMIT, ArmPlanner
 
 FloatArray = NDArray[np.float64]
 
+UP = np.array([0.0, 0.0, 1.0])
 APPROACH = 0.05  # metres above the grasp before descending
 LIFT = 0.10  # metres above the grasp before carrying
 RELEASE = 0.01  # metres between the bottom of the object and the receptacle's origin when the gripper opens
-CLOSE_STEPS, OPEN_STEPS = 1, 2  # control steps without motion; the second open step lets the object come to rest
+SLOW = 0.45  # rad/s^2 of the lift, half the usual: the fingers need two control steps to hold firmly
+CLOSE_STEPS, OPEN_STEPS = 1, 2  # control steps without motion; in the second open one the object comes to rest
 
 
 @dataclass(frozen=True)
@@ -40,40 +42,33 @@ def plan_demonstration(planner: ArmPlanner, situation: Situation) -> NDArray[np.
     motions can be planned is taken; None if there is none.
     """
     box = upright_box(situation.vertices)
-    _, gripper = planner.pose(situation.qpos)
-    for rotation in grasp_rotations(box, gripper):
+    _, present = planner.pose(situation.qpos)
+    for rotation in grasp_rotations(box, present):
         path = _plan(planner, situation, box, rotation)
         if path is not None:
-            return _to_actions(planner, *path)
+            qpos, gripper = path
+            positions, rotations = zip(*(planner.pose(point) for point in qpos))
+            return delta_actions(np.stack(positions), rotations, gripper)
     return None
 
 
 def _plan(
     planner: ArmPlanner, situation: Situation, box: Box, rotation: Rotation
 ) -> tuple[FloatArray, list[float]] | None:
-    """Joint path `[n + 1, 8]` from the present position, and `n` gripper commands, with one grasp rotation."""
-    up = np.array([0.0, 0.0, 1.0])
+    """Joint positions `[n + 1, 8]`, the present ones first, and n gripper commands; None if a motion fails."""
     grasp = np.array([box.centre[0], box.centre[1], grasp_height(box)])
-    below = grasp[2] - (box.centre[2] - box.height / 2)  # of the object below the gripper frame
-    release = situation.receptacle + (below + RELEASE) * up
-    path = [situation.qpos]
-    gripper: list[float] = []
-    stages = [(grasp + APPROACH * up, OPEN), (grasp, OPEN), None, (grasp + LIFT * up, CLOSED), (release, CLOSED)]
-    for stage in stages:
-        if stage is None:
-            path += [path[-1]] * CLOSE_STEPS
-            gripper += [CLOSED] * CLOSE_STEPS
-            continue
-        motion = planner.plan(path[-1], stage[0], rotation)
+    below = grasp[2] - (box.centre[2] - box.height / 2)  # how far the object reaches below the gripper frame
+    motions = [
+        (grasp + APPROACH * UP, JOINT_LIMIT, OPEN, 0),
+        (grasp, JOINT_LIMIT, OPEN, CLOSE_STEPS),
+        (grasp + LIFT * UP, SLOW, CLOSED, 0),
+        (situation.receptacle + (below + RELEASE) * UP, JOINT_LIMIT, CLOSED, OPEN_STEPS),
+    ]
+    path, gripper = [situation.qpos], []
+    for position, acceleration, command, toggle_steps in motions:
+        motion = planner.plan(path[-1], position, rotation, acceleration)
         if motion is None:
             return None
-        path += list(motion)
-        gripper += [stage[1]] * len(motion)
-    path += [path[-1]] * OPEN_STEPS
-    gripper += [OPEN] * OPEN_STEPS
+        path += [*motion] + [motion[-1]] * toggle_steps
+        gripper += [command] * len(motion) + [-command] * toggle_steps
     return np.stack(path), gripper
-
-
-def _to_actions(planner: ArmPlanner, path: FloatArray, gripper: list[float]) -> NDArray[np.float32]:
-    positions, rotations = zip(*(planner.pose(qpos) for qpos in path))
-    return delta_actions(np.stack(positions), rotations, gripper)
