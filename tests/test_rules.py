@@ -1,0 +1,112 @@
+import math
+
+import pytest
+import torch
+
+from vlapost.contracts import Metrics
+from vlapost.envs import rules
+
+PLATE_HALF = torch.tensor([[0.055, 0.055, 0.003]])
+OBJECT_HALF = torch.tensor([[0.030, 0.015, 0.020]])
+UP, DOWN = [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]
+
+
+def sensed(offset=(0.0, 0.0, 0.02), contact=1.0, left=(0.0, 0.0, 0.0), right=(0.0, 0.0, 0.0)) -> rules.Sensed:
+    """An object at `offset` from its receptacle; the left finger opens to +y, the right one to -y."""
+    place = torch.tensor([[0.1, -0.2, 0.87]])
+    return rules.Sensed(
+        object_position=place + torch.tensor([offset]),
+        receptacle_position=place,
+        contact_force=torch.tensor([[0.0, 0.0, contact]]),
+        left_force=torch.tensor([left]),
+        right_force=torch.tensor([right]),
+        left_opening=torch.tensor([UP]),
+        right_opening=torch.tensor([DOWN]),
+    )
+
+
+def test_half_extents_of_a_box_turned_by_45_degrees():
+    c = math.cos(math.pi / 4)
+    turn = torch.tensor([[[c, -c, 0.0], [c, c, 0.0], [0.0, 0.0, 1.0]]])
+    half = rules.half_extents(turn, torch.tensor([[0.10, 0.04, 0.02]]))
+    # (0.05 + 0.02) / sqrt(2)
+    torch.testing.assert_close(half, torch.tensor([[0.0494975, 0.0494975, 0.01]]))
+
+
+@pytest.mark.parametrize(
+    ("offset", "contact", "expected"),
+    [
+        ((0.0, 0.0, 0.020), 1.0, True),
+        ((0.0649, 0.0, 0.020), 1.0, True),  # reach: 0.055 + 0.01, the largest half extent, not the diagonal
+        ((0.0651, 0.0, 0.020), 1.0, False),
+        ((0.050, 0.050, 0.020), 1.0, False),  # 0.0707 from the centre
+        ((0.0, 0.0, 0.072), 1.0, True),  # 0.003 + 0.020 + 0.05 = 0.073
+        ((0.0, 0.0, 0.074), 1.0, False),
+        ((0.0, 0.0, -0.001), 1.0, False),
+        ((0.0, 0.0, 0.020), 0.031, True),
+        ((0.0, 0.0, 0.020), 0.029, False),
+    ],
+)
+def test_on_target(offset, contact, expected):
+    state = sensed(offset=offset, contact=contact)
+    assert rules.is_on_target(state, OBJECT_HALF, PLATE_HALF).item() is expected
+
+
+def at_angle(degrees: float, sign: float) -> tuple[float, float, float]:
+    """A force of 2 N at an angle from the y axis of the given sign."""
+    angle = math.radians(degrees)
+    return (2 * math.sin(angle), sign * 2 * math.cos(angle), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ((0.0, 0.51, 0.0), (0.0, -0.51, 0.0), True),
+        ((0.0, 0.49, 0.0), (0.0, -0.51, 0.0), False),
+        ((0.0, 0.51, 0.0), (0.0, 0.0, 0.0), False),
+        ((0.0, -2.0, 0.0), (0.0, 2.0, 0.0), False),  # pressed from outside
+        (at_angle(84, 1), at_angle(84, -1), True),
+        (at_angle(86, 1), at_angle(84, -1), False),
+    ],
+)
+def test_grasping(left, right, expected):
+    assert rules.is_grasping(sensed(left=left, right=right)).item() is expected
+
+
+def run(on_target: list[int], grasping: list[int]) -> tuple[list[float], Metrics]:
+    progress = rules.start(1)
+    rewards = []
+    for target, grasp in zip(on_target, grasping):
+        before = progress.metrics
+        progress = rules.advance(progress, torch.tensor([bool(target)]), torch.tensor([bool(grasp)]))
+        rewards.append(round(rules.reward(before, progress.metrics).item(), 6))
+    return rewards, progress.metrics
+
+
+def test_reward_of_an_episode():
+    #          grasp, lost, held for five steps, put down, pushed off, put back
+    grasping = [0, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0]
+    on_target = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1]
+    rewards, metrics = run(on_target, grasping)
+    assert rewards == [0, 0.1, 0, 0, 0, 0, 0, 0.1, 1.0, -1.0, 1.0]
+    assert all(v.item() for v in (metrics.success, metrics.success_once, metrics.grasp, metrics.consecutive_grasp))
+
+
+def test_success_without_a_grasp_is_success_but_earns_nothing():
+    rewards, metrics = run(on_target=[1, 1, 0], grasping=[0, 0, 0])
+    assert rewards == [0, 0, 0]
+    assert metrics.success_once.item() and not metrics.success.item() and not metrics.grasp.item()
+
+
+def test_four_held_steps_are_not_continuous():
+    _, metrics = run(on_target=[0] * 9, grasping=[1, 1, 1, 1, 0, 1, 1, 1, 1])
+    assert metrics.grasp.item() and not metrics.consecutive_grasp.item()
+
+
+def test_episodes_of_a_batch_are_independent():
+    progress = rules.start(2)
+    for _ in range(5):
+        progress = rules.advance(progress, torch.tensor([False, True]), torch.tensor([True, False]))
+    torch.testing.assert_close(rules.potential(progress.metrics), torch.tensor([0.2, 0.0]))
+    assert progress.held.tolist() == [5, 0]
+    assert progress.metrics.success_once.tolist() == [False, True]
