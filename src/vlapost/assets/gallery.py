@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from vlapost.assets.pack import Model, Pack, open_pack
 from vlapost.config import UserError
 
-SOFTWARE_DRIVER = Path("/usr/share/vulkan/icd.d/lvp_icd.json")
+SOFTWARE_DRIVER = "/usr/share/vulkan/icd.d/lvp_icd.json"
+GPU_DEVICES = ("/dev/nvidia0", "/dev/dri/renderD128", "/dev/dxg")
 COLUMNS = 7
 TILE = (180, 240)  # height, width in pixels
 TURN = np.radians(-25)  # of every body about z
@@ -27,9 +28,9 @@ Picture = NDArray[np.uint8]
 
 def photograph(models: tuple[Model, ...]) -> list[Picture]:
     """One picture `[180, 240, 3]` RGB per body, from above at an angle, all at the same scale."""
-    if not Path("/dev/nvidiactl").exists() and SOFTWARE_DRIVER.exists():
-        os.environ.setdefault("VK_DRIVER_FILES", str(SOFTWARE_DRIVER))
-    import sapien
+    if not any(Path(device).exists() for device in GPU_DEVICES):
+        os.environ.setdefault("VK_DRIVER_FILES", SOFTWARE_DRIVER)
+    import sapien  # reads the choice of driver
 
     scene = sapien.Scene()
     scene.set_ambient_light([0.3, 0.3, 0.3])
@@ -88,13 +89,12 @@ def main(words: list[str]) -> None:
     sheet = contact_sheet(pack)
     if not cv2.imwrite(words[0], cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
         raise UserError(f"Cannot write the picture {words[0]}.")
-    print(
-        f"Wrote {words[0]}: {len(pack.objects)} objects, {len(pack.receptacles)} receptacles, {len(pack.tables)} tables."
-    )
+    print(f"Wrote {words[0]}.")
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _procedural_root() -> Path:
     Processes that start together wait for the one that holds the lock; an interrupted generation leaves only a
     temporary folder, which the next one removes.
     """
-    from vlapost.assets.procedural import VERSION, generate
+    from vlapost.assets.procedural import VERSION, generate  # heavy, and the paper's pack does without it
 
     parent = ROOT / "data" / "assets"
     root = parent / f"procedural-{VERSION}"
@@ -159,6 +160,7 @@ def _procedural_root() -> Path:
                 return root
             for leftover in parent.glob("tmp-*"):
                 shutil.rmtree(leftover)
+            print(f"Drawing the procedural assets into {root} (once, about 15 s) ...", file=sys.stderr, flush=True)
             temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=parent))
             generate(temporary)
             write_manifest(temporary)

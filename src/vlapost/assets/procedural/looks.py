@@ -34,9 +34,7 @@ def _wall(colour: Colour, seed: int, grain: float = 0.02) -> Picture:
 
 def _rainbow() -> Picture:
     """Ragged diagonal bands of bright colours."""
-    bands = np.array(
-        [(236, 60, 50), (238, 90, 170), (150, 80, 220), (40, 130, 235), (70, 180, 70), (250, 215, 50), (245, 110, 50)]
-    )
+    bands = np.array([RED, PINK, VIOLET, BLUE, GREEN, YELLOW])
     y, x = np.mgrid[: TOP[0], : TOP[1]]
     jag = 90 * clouds(TOP, (150, 18), 316, octaves=3)
     index = ((x * 0.55 + y * 0.9 + jag) / 172).astype(int) % len(bands)

@@ -88,11 +88,8 @@ def bricks(
     for row, top in enumerate(range(0, shape[0], height)):
         for left in range(-width // 2 * (row % 2), shape[1], width):
             colour = np.array(colours[int(generator.integers(len(colours)))]) * generator.uniform(0.85, 1.1)
-            area = (
-                slice(top + gap // 2, top + height - gap // 2),
-                slice(max(left + gap // 2, 0), left + width - gap // 2),
-            )
-            picture[area] = np.clip(colour, 0, 255)
+            rows = slice(top + gap // 2, top + height - gap // 2)
+            picture[rows, max(left + gap // 2, 0) : left + width - gap // 2] = np.clip(colour, 0, 255)
     return shade(picture, 0.82 + 0.3 * clouds(shape, (18, 18), seed + 1))
 
 

@@ -190,12 +190,10 @@ def mouse_pad() -> list[Part]:
     waves = np.sin(y / 9 + 2.2 * np.sin(x / 26)) > 0.55
     picture = mix((50, 118, 190), (120, 180, 226), waves * 0.8)
     angle = np.linspace(0, 2 * np.pi, 65)
-    power = (
-        np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.45,
-        np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.45,
-    )
-    ring = np.stack([5.5 * power[0], 5.5 * power[1], np.zeros_like(angle)], -1)
-    rings = [ring * 0, ring, ring, ring + [0, 0, 0.6], ring + [0, 0, 0.6], ring * 0 + [0, 0, 0.6]]
+    circle = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], -1)
+    ring = 5.5 * np.sign(circle) * np.abs(circle) ** 0.45
+    up = np.array([0, 0, 0.6])
+    rings = [ring * 0, ring, ring, ring + up, ring + up, ring * 0 + up]
     return [paint(from_above(grid(np.stack(rings))), picture)]
 
 
