@@ -1,0 +1,259 @@
+"""The real simulator. Quick: every reset costs about 0.1 s, every step about 10 ms."""
+
+import os
+import subprocess
+import sys
+
+import gymnasium
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from vlapost.config import UserError, load
+from vlapost.contracts import Step
+from vlapost.envs.episodes import encode, find_setup
+from vlapost.envs.overlay import BACKGROUND, OBJECT, RECEPTACLE, ROBOT, composite, label, lookup_table
+from vlapost.envs.vector import SceneVector, make_env
+
+pytestmark = pytest.mark.sim
+
+MAIN = "PutOnPlateInScene25Main-v3"
+CARROT, BOTTLE, BALL = 0, 3, 14
+OPEN, CLOSED = 1.0, -1.0
+
+
+def episode(object_: int, table: int = 0, position: int = 330, yaw: int = 0) -> int:
+    digits = torch.tensor([[object_, 0, table, position, yaw]])
+    return encode(find_setup(MAIN, "train"), digits).item()
+
+
+def ids(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def act(env: SceneVector, translation, rotation=(0.0, 0.0, 0.0), gripper: float = OPEN) -> Step:
+    """The same action in every scene; `translation` is `[3]` or one per scene, `[E, 3]`."""
+    translation = torch.as_tensor(translation, dtype=torch.float32).expand(env.num_envs, 3)
+    rest = torch.tensor([*rotation, gripper]).expand(env.num_envs, 4)
+    return env.step(torch.cat([translation, rest], dim=1))
+
+
+def move(env: SceneVector, total: torch.Tensor, gripper: float, steps: int = 8) -> list[Step]:
+    """Spread a translation `[E, 3]` over control steps, then wait two steps."""
+    return [act(env, total / steps, gripper=gripper) for _ in range(steps)] + [
+        act(env, (0, 0, 0), gripper=gripper) for _ in range(2)
+    ]
+
+
+def pick(env: SceneVector) -> list[Step]:
+    """Scripted grasp of the objects and a lift by 10 cm."""
+    truth = env.ground_truth()
+    above = truth.object_position - truth.gripper_pose[:, :3]
+    down = above * torch.tensor([0.0, 0.0, 1.0])
+    steps = move(env, above - down, OPEN) + move(env, down, OPEN)
+    steps += [act(env, (0, 0, 0), gripper=CLOSED) for _ in range(3)]
+    return steps + move(env, torch.tensor([[0.0, 0.0, 0.10]]), CLOSED)
+
+
+def test_observation(env):
+    observation = env.reset(ids(episode(CARROT), episode(BALL, table=7)))
+    assert observation.image.shape == (2, 128, 128, 3) and observation.image.dtype == torch.uint8
+    assert observation.instruction == ("put carrot on plate", "put golf ball on plate")
+    step = act(env, (0, 0, 0))
+    assert step.observation.image.shape == (2, 128, 128, 3) and step.observation.image.is_contiguous()
+    assert step.reward.dtype == torch.float32 and step.metrics.success.dtype == torch.bool
+
+
+def test_table_picture_outside_what_is_kept(env):
+    image = env.reset(ids(episode(CARROT, table=3), episode(CARROT, table=9))).image
+    labels = env.ground_truth().segmentation
+    pictures = torch.cat([scene.pictures for scene in env.scenes])
+    outside = labels == BACKGROUND
+    assert torch.equal(image[outside], pictures[outside])
+    assert not torch.equal(pictures[0], pictures[1])
+    for part, smallest in ((ROBOT, 0.03), (OBJECT, 0.003), (RECEPTACLE, 0.01)):
+        share = (labels == part).float().mean(dim=(1, 2))
+        assert (share > smallest).all() and (share < 0.5).all()
+    changed = (image != pictures).any(dim=-1)
+    assert (changed & ~outside).sum() > 0.8 * (~outside).sum()
+
+
+def test_composite_by_hand():
+    labels = label(torch.tensor([[[5, 3], [2, 9]]]), lookup_table(robot=[5], object_=3, receptacle=9)[None])
+    assert labels.tolist() == [[[ROBOT, OBJECT], [BACKGROUND, RECEPTACLE]]]
+    image = composite(torch.full((1, 2, 2, 3), 7).byte(), labels, torch.full((1, 2, 2, 3), 200).byte())
+    assert image[..., 0].tolist() == [[[7, 7], [200, 7]]]
+
+
+def test_only_the_bodies_of_the_episode_exist(env):
+    env.reset(ids(episode(CARROT), episode(BOTTLE)))
+    for scene in env.scenes:
+        assert set(scene.scene.actors) == {"table", "object-0", "receptacle-0"}
+        assert len(scene.scene.articulations) == 1
+
+
+def test_initial_state(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    truth = env.ground_truth()
+    expected = torch.tensor([0.2921, -0.0061, 0.1353]).expand(2, 3)
+    torch.testing.assert_close(truth.gripper_pose[:, :3], expected, atol=2e-3, rtol=0)
+    scene = env.scenes[0]
+    placed = torch.cat([scene.spec.object_xy, scene.spec.receptacle_xy], dim=1)
+    settled = torch.cat([scene.object.pose.p[:, :2], scene.receptacle.pose.p[:, :2]], dim=1)
+    torch.testing.assert_close(settled, placed, atol=0.01, rtol=0)
+    # base frame: x forward, y left, seen from the world turned by 180 degrees
+    torch.testing.assert_close(truth.object_position[0, 0], 0.147 - settled[0, 0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(truth.object_position[0, 1], 0.028 - settled[0, 1], atol=1e-4, rtol=0)
+
+
+def test_an_episode_starts_and_runs_the_same_whatever_came_before(env):
+    def start(first: int, second: int):
+        env.reset(ids(first, second))
+        act(env, (0.01, 0, -0.02))
+        return env.ground_truth(), act(env, (0, 0.01, -0.02)).observation.image
+
+    ball, carrot = episode(BALL, position=100), episode(CARROT, position=500, yaw=1)
+    truth, image = start(ball, carrot)
+    start(episode(BOTTLE), episode(BALL, position=7))
+    swapped, swapped_image = start(carrot, ball)
+    for name in ("object_position", "receptacle_position", "gripper_pose", "qpos", "segmentation"):
+        assert torch.equal(getattr(truth, name), getattr(swapped, name).flip(0)), name
+    assert torch.equal(image, swapped_image.flip(0))
+
+
+def test_controller_adds_root_frame_translations_and_intrinsic_xyz_rotations(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    start = env.ground_truth().gripper_pose[0].double()
+    angles, steps = (0.03, -0.04, 0.05), 4
+    for _ in range(steps):
+        act(env, (0.005, 0.01, 0.01), angles)
+    for _ in range(6):
+        act(env, (0, 0, 0))
+    reached = env.ground_truth().gripper_pose[0].double()
+
+    def rotation(pose: torch.Tensor) -> Rotation:
+        return Rotation.from_quat(pose[[4, 5, 6, 3]].numpy())
+
+    turn = Rotation.from_euler("XYZ", angles) ** steps
+    other_side = rotation(start) * turn
+    wanted = turn * rotation(start)
+    torch.testing.assert_close(
+        reached[:3], start[:3] + steps * torch.tensor([0.005, 0.01, 0.01]).double(), atol=2e-3, rtol=0
+    )
+    assert (rotation(reached) * wanted.inv()).magnitude() < 0.01
+    assert (rotation(reached) * other_side.inv()).magnitude() > 0.1
+
+
+def test_one_large_rotation_tells_intrinsic_from_extrinsic(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    controller = env.scenes[0].agent.controller.controllers["arm"]
+    start = controller.ee_pose_at_base.q[0].numpy()
+    angles = (0.3, -0.4, 0.5)
+    act(env, (0, 0, 0), angles)
+    target = controller._target_pose.q[0].numpy()
+    done = Rotation.from_quat(target[[1, 2, 3, 0]]) * Rotation.from_quat(start[[1, 2, 3, 0]]).inv()
+    assert (done * Rotation.from_euler("XYZ", angles).inv()).magnitude() < 1e-4
+    assert (done * Rotation.from_euler("xyz", angles).inv()).magnitude() > 0.1
+
+
+def test_gripper_range(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    for command, metres in ((OPEN, 0.037), (CLOSED, 0.015)):
+        for _ in range(3):
+            act(env, (0, 0, 0), gripper=command)
+        fingers = env.ground_truth().qpos[:, 6:]
+        torch.testing.assert_close(fingers, torch.full((2, 2), metres), atol=1e-3, rtol=0)
+
+
+def test_pick_and_place_earns_each_stage_once(env):
+    env.reset(ids(episode(CARROT), episode(CARROT, position=620)))
+    steps = pick(env)
+    assert steps[-1].metrics.grasp.all() and steps[-1].metrics.consecutive_grasp.all()
+    assert not steps[-1].metrics.success_once.any()
+    truth = env.ground_truth()
+    assert (truth.object_position[:, 2] > 0.07).all()
+    to_plate = truth.receptacle_position - truth.object_position
+    across = to_plate * torch.tensor([1.0, 1.0, 0.0])
+    steps += move(env, across, CLOSED)
+    steps += move(env, to_plate - across + torch.tensor([0.0, 0.0, 0.03]), CLOSED)
+    steps += [act(env, (0, 0, 0), gripper=OPEN) for _ in range(4)]
+    rewards = torch.stack([step.reward for step in steps])
+    assert steps[-1].metrics.success.all()
+    torch.testing.assert_close(rewards.sum(dim=0), torch.tensor([1.2, 1.2]))
+    assert ((rewards.abs() < 1e-6) | (rewards.abs() > 0.09)).all()
+
+
+def test_an_object_that_falls_on_the_plate_succeeds_without_reward(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    scene = env.scenes[0]
+    place = scene.receptacle.pose.p + torch.tensor([[0.0, 0.0, 0.04]])
+    scene.object.set_pose(torch.cat([place, scene.object.pose.q], dim=1))
+    for _ in range(3):
+        step = act(env, (0, 0, 0))
+        assert step.reward.tolist() == [0, 0]
+    assert step.metrics.success.tolist() == [True, False]
+    assert not step.metrics.grasp.any()
+
+
+def test_truncation_at_80(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    still = torch.tensor([[0.0, 0, 0, 0, 0, 0, OPEN]] * 2)
+    for _ in range(78):
+        env.step_blind(still)
+    assert not env.step(still).truncated
+    assert env.step(still).truncated
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    assert not env.step(still).truncated
+
+
+def test_gym_id_at_the_papers_size_shows_the_same_view(env):
+    id_ = episode(CARROT)
+    env.reset(ids(id_, id_))
+    small = env.ground_truth().segmentation[0]
+    gym = gymnasium.make(MAIN, num_envs=1)
+    observation, info = gym.reset(options={"episode_id": ids(id_)})
+    camera = observation["sensor_data"]["3rd_view_camera"]
+    large = camera["segmentation"][0, :, :, 0]
+    assert camera["rgb"].shape == (1, 480, 640, 3) and info["success"].tolist() == [False]
+
+    def centre(labels: torch.Tensor) -> torch.Tensor:
+        """Centre of the plate, as shares of height and width."""
+        return ((labels == RECEPTACLE).nonzero() + 0.5).mean(dim=0) / torch.tensor(labels.shape)
+
+    torch.testing.assert_close(centre(small), centre(large), atol=3e-3, rtol=0)
+    assert gym.get_wrapper_attr("get_language_instruction")() == ["put carrot on plate"]
+    _, _, _, truncated, info = gym.step(torch.tensor([[0.0, 0, 0, 0, 0, 0, OPEN]]))
+    assert not truncated.any() and info["is_src_obj_grasped"].tolist() == [False]
+    gym.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("env.id=Nope-v1", r"env\.id is 'Nope-v1'"),
+        ("env.obj_set=trian", r"env\.obj_set is 'trian'"),
+        ("env.backend=tpu", r"env\.backend is 'tpu'"),
+        ("env.shader=rt", r"env\.shader is 'rt'"),
+    ],
+)
+def test_wrong_settings_are_user_errors(word, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_env(load("base", [word]).env, 1)
+
+
+def test_without_a_vulkan_driver_the_error_says_what_to_do():
+    code = "from vlapost.config import load; from vlapost.envs.vector import make_env; make_env(load('base').env, 1)"
+    without = os.environ | {"VK_DRIVER_FILES": "/nonexistent/lvp_icd.json"}
+    done = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "UserError: No Vulkan driver can render here; run `make setup`" in done.stderr
+
+
+@pytest.mark.skipif("VLAPOST_ASSETS" not in os.environ, reason="needs the paper's asset pack")
+@pytest.mark.filterwarnings("ignore:The asset pack")
+def test_paper_pack():
+    papers = make_env(load("base", ["env.assets=paper"]).env, 1)
+    image = papers.reset(ids(episode(CARROT))).image
+    assert image.shape == (1, 128, 128, 3)
+    steps = pick(papers)
+    assert steps[-1].metrics.consecutive_grasp.all()
+    papers.close()
