@@ -20,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from vlapost.config import ROOT, UserError
@@ -79,7 +80,7 @@ class _RateColumn(ProgressColumn):
     """Items per second, or seconds per item where that is the larger number."""
 
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.unit = unit
 
     def render(self, task: Task) -> Text:
@@ -98,7 +99,7 @@ def progress(unit: str) -> Progress:
     """
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         _RateColumn(unit),
         TimeElapsedColumn(),
