@@ -126,9 +126,7 @@ def test_teacher_forced(policy: OpenVLAPolicy, observation: Observation, expecte
     close(loss, -expected["forced.logprob_256"].mean(), LOGITS)
 
 
-def test_one_sample_alone(
-    policy: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]
-) -> None:
+def test_one_sample_alone(policy: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
     """No padding: embeddings, all hidden states and the whole vocabulary."""
     network, tokens = policy.network, expected["forced.tokens"][:1]
     ids = torch.cat([expected["prompt.0"][None, 1:], tokens], dim=1)
@@ -210,9 +208,7 @@ def test_adapter(adapted: OpenVLAPolicy, observation: Observation, expected: dic
     close(features.logits, action_range("lora.forced.logits_action_range", expected), LOGITS)
 
 
-def test_adapter_gradients(
-    adapted: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]
-) -> None:
+def test_adapter_gradients(adapted: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
     """Every gradient norm; the layers we leave out are exactly those that had none."""
     adapted.zero_grad()
     whole_vocabulary_loss(adapted, observation, expected).backward()
@@ -227,9 +223,7 @@ def test_published_7b_shapes() -> None:
     """The network built from the published sizes has the published names and shapes, and the study's adapters."""
     shapes = json.loads(gzip.decompress((FIXTURE / "openvla7b_shapes.json.gz").read_bytes()))
     encoders = [
-        ViTSizes.from_shapes(
-            {n.removeprefix(p): torch.Size(s) for n, s in shapes.items() if n.startswith(p)}, heads=16
-        )
+        ViTSizes.from_shapes({n.removeprefix(p): torch.Size(s) for n, s in shapes.items() if n.startswith(p)}, heads=16)
         for p in ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
     ]
     config = {"image_sizes": [224, 224], "text_config": {"vocab_size": 32064, "pad_token_id": 32000}}

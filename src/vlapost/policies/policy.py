@@ -109,7 +109,10 @@ class OpenVLAPolicy(nn.Module):
             temperature: > 0; the recorded log-probability is that of the distribution at this temperature (the one
                 drawn from), without top-k; of temperature 1 when greedy.
         """
-        temperature = 1.0 if noise is None else temperature
+        if noise is None:
+            temperature = 1.0
+        else:
+            noise = noise.to(self.network.device)
         with keep_folded(self.network.language_model.model):
             patches, ids, mask = self._inputs(observation)
             positions = mask.cumsum(1) - 1

@@ -1,0 +1,348 @@
+"""Behaviour of the small policy: sampling, log-probabilities, padding, files and error sentences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft.tuners import lora as peft_lora
+from safetensors.torch import load_file, save_file
+
+from vlapost.config import PolicyConfig, UserError
+from vlapost.contracts import Observation
+from vlapost.policies import lora
+from vlapost.policies.action_tokens import ActionTokens
+from vlapost.policies.folded import FoldedLinear
+from vlapost.policies.policy import OpenVLAPolicy, load_full_policy, load_policy, save_policy
+from vlapost.policies.tiny import write_tiny
+from vlapost.policies.tiny_tokenizer import sentences, write_tokenizer
+
+STATISTICS = {
+    "sft": {
+        "action": {
+            "q01": [-0.03, -0.04, -0.02, -0.1, -0.1, -0.2, -1.0],
+            "q99": [0.03, 0.04, 0.04, 0.1, 0.1, 0.2, 1.0],
+            "mask": [True] * 6 + [False],
+        }
+    }
+}
+INSTRUCTIONS = (
+    "put carrot on plate",
+    "Take the fast food cup and put it on the gramophone disk",
+    "C on the plate, please.",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "openvla-tiny"
+    write_tiny(folder, seed=0, statistics=STATISTICS)
+    return folder
+
+
+def config(checkpoint: Path, adapter: str = "") -> PolicyConfig:
+    return PolicyConfig(str(checkpoint), adapter, "sft", lora_rank=8, lora_alpha=4, critic=True)
+
+
+def make(checkpoint: Path, dtype: torch.dtype = torch.float32) -> OpenVLAPolicy:
+    """A policy whose adapters are not zero, so that they matter."""
+    torch.manual_seed(1)
+    policy = load_policy(config(checkpoint), "cpu", dtype)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def policy(checkpoint: Path) -> OpenVLAPolicy:
+    return make(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def observation() -> Observation:
+    image = torch.randint(0, 256, (3, 128, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return Observation(image, INSTRUCTIONS)
+
+
+def gumbel(batch: int) -> torch.Tensor:
+    uniform = torch.rand(batch, 7, 256, generator=torch.Generator().manual_seed(3)).clamp_min(1e-9)
+    return -torch.log(-torch.log(uniform))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_recorded_logprob_is_that_of_the_distribution_drawn_from(
+    policy: OpenVLAPolicy, observation: Observation, temperature: float
+) -> None:
+    noise = gumbel(3)
+    output = policy.act(observation, noise, temperature)
+    evaluation = policy.evaluate(observation, output.action_tokens, temperature)
+    torch.testing.assert_close(output.logprob, evaluation.logprob.sum(1).detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.value, evaluation.value.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.value, policy.value(observation).detach(), atol=1e-5, rtol=0)
+    logits = policy.action_logits(observation, output.action_tokens)
+    assert torch.equal(output.action_tokens, (logits / temperature + noise).argmax(-1))
+    assert output.action_tokens.unique().numel() > 5  # the noise did decide
+
+
+def test_greedy_is_the_argmax(policy: OpenVLAPolicy, observation: Observation) -> None:
+    output = policy.act(observation, None, temperature=0.0)
+    logits = policy.action_logits(observation, output.action_tokens)
+    assert torch.equal(output.action_tokens, logits.argmax(-1))
+    likely = logits.log_softmax(-1).amax(-1).sum(1)
+    torch.testing.assert_close(output.logprob, likely.detach(), atol=1e-4, rtol=0)
+
+
+def test_entropy_of_equal_logits(policy: OpenVLAPolicy, observation: Observation) -> None:
+    """At a very high temperature all 256 bins are equally likely: entropy log 256, log-probability -log 256."""
+    evaluation = policy.evaluate(observation, torch.zeros(3, 7, dtype=torch.int64), temperature=1e6)
+    torch.testing.assert_close(evaluation.entropy.detach(), torch.full((3, 7), np.log(256.0)).float())
+    torch.testing.assert_close(evaluation.logprob.detach(), torch.full((3, 7), -np.log(256.0)).float())
+
+
+def test_padding_changes_nothing(policy: OpenVLAPolicy, observation: Observation) -> None:
+    lengths = [len(policy.prompts.ids(instruction)) for instruction in INSTRUCTIONS]
+    assert len(set(lengths)) == 3
+    bins = torch.randint(0, 256, (3, 7), generator=torch.Generator().manual_seed(4))
+    together, noise = policy.features(observation, bins), gumbel(3)
+    drawn = policy.act(observation, noise)
+    for i in range(3):
+        one = Observation(observation.image[i : i + 1], observation.instruction[i : i + 1])
+        alone = policy.features(one, bins[i : i + 1])
+        torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone.h0[0], together.h0[i], atol=1e-4, rtol=0)
+        assert torch.equal(policy.act(one, noise[i : i + 1]).action_tokens[0], drawn.action_tokens[i])
+
+
+def test_image_and_instruction_both_matter(policy: OpenVLAPolicy, observation: Observation) -> None:
+    bins = torch.zeros(3, 7, dtype=torch.int64)
+    first = policy.action_logits(observation, bins)
+    flipped = policy.action_logits(replace(observation, image=observation.image.flip(0)), bins)
+    renamed = policy.action_logits(replace(observation, instruction=INSTRUCTIONS[::-1]), bins)
+    assert (first - flipped)[0].abs().max() > 1e-3
+    assert (first - renamed)[0].abs().max() > 1e-3
+
+
+def test_other_image_sizes_are_resized(policy: OpenVLAPolicy) -> None:
+    flat = torch.full((1, 480, 640, 3), 77, dtype=torch.uint8)
+    small = torch.full((1, 128, 128, 3), 77, dtype=torch.uint8)
+    torch.testing.assert_close(policy.preprocess(flat), policy.preprocess(small), atol=1e-5, rtol=0)
+
+
+def test_encode_mirrors_decode(policy: OpenVLAPolicy) -> None:
+    bins = torch.arange(255)[:, None].repeat(1, 7)
+    bins[:, 6] = torch.where(bins[:, 6] > 190, 255, 0)
+    assert torch.equal(policy.encode(policy.decode(bins)), bins)
+    q01, q99 = (torch.tensor(STATISTICS["sft"]["action"][key]) for key in ("q01", "q99"))
+    low, high = policy.encode(torch.stack([q01, q99]))
+    assert low.tolist() == [0] * 7 and (high >= 254).all()  # the two highest bins mean the same
+    assert policy.encode(torch.stack([q01 - 1, q99 + 1])).tolist() == [[0] * 7, [255] * 7]
+    action = q01 + (q99 - q01) * torch.rand(200, 7, generator=torch.Generator().manual_seed(5))
+    error = (policy.decode(policy.encode(action)) - action).abs()[:, :6]
+    assert (error <= (q99 - q01)[:6] / 255 * 1.01).all()
+
+
+def test_gripper_is_open_or_closed(policy: OpenVLAPolicy) -> None:
+    bins = torch.arange(256)[:, None].repeat(1, 7)
+    gripper = policy.decode(bins)[:, 6]
+    # centres are 2 (b - 127) / 255, so 0.5 lies between bins 190 (0.494) and 191 (0.502)
+    assert (gripper[:191] == -1).all() and (gripper[191:] == 1).all()
+
+
+def test_adapters_train_alone_and_all_of_them(policy: OpenVLAPolicy, observation: Observation) -> None:
+    policy.zero_grad()
+    evaluation = policy.evaluate(observation, torch.full((3, 7), 9))
+    (evaluation.logprob.sum() + evaluation.value.sum()).backward()
+    trained = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    wanted = {name for name, p in policy.named_parameters() if "lora_" in name or name.startswith("value_head")}
+    assert trained == wanted == {name for name, p in policy.named_parameters() if p.requires_grad}
+    count = len(list(policy.adapter_parameters())) + len(list(policy.critic_parameters()))
+    assert count == len(wanted)
+
+
+def test_full_policy_trains_every_weight_in_use(checkpoint: Path, observation: Observation) -> None:
+    policy = load_full_policy(checkpoint, "sft")
+    features = policy.features(observation, torch.full((3, 7), 9))
+    (features.logits.square().sum() + features.h0.sum() + features.patches.square().sum()).backward()
+    trained = {name for name, p in policy.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in policy.named_parameters() if p.requires_grad}
+    unused = ("blocks.3.", "attn_pool.", "featurizer.norm.")
+    assert {n for n, _ in policy.named_parameters()} - trained == {
+        n for n, _ in policy.named_parameters() if any(part in n for part in unused)
+    }
+    assert policy.sizes.patch_grid == (8, 8)
+    assert features.patches.shape == (3, 64, policy.sizes.patch_dim)
+    assert features.h0.shape == (3, policy.sizes.hidden_dim)
+
+
+def test_folded_layer_is_pefts(policy: OpenVLAPolicy) -> None:
+    layer = policy.network.projector.fc1
+    assert isinstance(layer, FoldedLinear)
+    x = torch.randn(5, layer.in_features)
+    torch.testing.assert_close(layer(x), peft_lora.Linear.forward(layer, x), atol=1e-5, rtol=1e-5)
+
+
+def test_new_weights_are_used_at_once(checkpoint: Path, observation: Observation) -> None:
+    """Sampling folds adapters anew each time: no stale weights after an optimiser step, none kept afterwards."""
+    policy = make(checkpoint)
+    before = policy.act(observation, None).logprob
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters():
+            parameter.mul_(0.5)
+    after = policy.act(observation, None)
+    assert not torch.equal(before, after.logprob)
+    logprob = policy.evaluate(observation, after.action_tokens).logprob.sum(1).detach()
+    torch.testing.assert_close(after.logprob, logprob, atol=1e-4, rtol=0)
+    assert all(m.kept is None for m in policy.modules() if isinstance(m, FoldedLinear))
+
+
+def test_bfloat16_base_keeps_float32_adapters(checkpoint: Path, observation: Observation) -> None:
+    policy = make(checkpoint, torch.bfloat16)
+    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
+    output = policy.act(observation, gumbel(3))
+    evaluation = policy.evaluate(observation, output.action_tokens)
+    assert output.logprob.dtype == evaluation.logprob.dtype == torch.float32
+    torch.testing.assert_close(output.logprob, evaluation.logprob.sum(1).detach(), atol=0.1, rtol=0)
+
+
+def test_adapter_folder_round_trip(checkpoint: Path, observation: Observation, tmp_path: Path) -> None:
+    policy, folder = make(checkpoint), tmp_path / "adapter"
+    for _ in range(2):  # the second time it replaces the first
+        save_policy(policy, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    again = load_policy(config(checkpoint, str(folder)), "cpu", torch.float32)
+    bins = torch.zeros(3, 7, dtype=torch.int64)
+    first, second = policy.evaluate(observation, bins), again.evaluate(observation, bins)
+    assert torch.equal(first.logprob, second.logprob)
+    assert torch.equal(first.value, second.value)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (8, 4, "LORA")
+
+
+def test_published_adapter_with_head_copy_loads(checkpoint: Path, tmp_path: Path) -> None:
+    """PEFT writes a copy of the head and adapters of unused layers; both are skipped."""
+    policy, folder = make(checkpoint), tmp_path / "adapter"
+    save_policy(policy, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.language_model.lm_head.base_layer.weight"] = torch.zeros(32064, 96)
+    tensors["base_model.model.vision_backbone.featurizer.blocks.3.attn.qkv.lora_A.weight"] = torch.zeros(8, 128)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    again = load_policy(config(checkpoint, str(folder)), "cpu", torch.float32)
+    state = again.adapter_state()
+    assert all(torch.equal(state[name], tensor) for name, tensor in policy.adapter_state().items())
+
+
+def test_whole_checkpoint_round_trip_and_shards(checkpoint: Path, tmp_path: Path) -> None:
+    policy, folder = load_full_policy(checkpoint, "sft"), tmp_path / "copy"
+    policy.save_full(folder)
+    tensors = load_file(folder / "model.safetensors")
+    assert all(
+        torch.equal(tensor, tensors[name]) for name, tensor in load_file(checkpoint / "model.safetensors").items()
+    )
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, part in shards.items():
+        save_file({name: tensors[name] for name in part}, folder / shard)
+    index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    again = load_full_policy(folder, "sft")
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters()))
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-2\.safetensors is missing"):
+        load_full_policy(folder, "sft")
+
+
+def test_tiny_checkpoint_is_small_and_repeatable(checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "again", seed=0, statistics=STATISTICS)
+    files = sorted(path.name for path in checkpoint.iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in files:
+        assert (checkpoint / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    assert sum(path.stat().st_size for path in checkpoint.iterdir()) <= 10_000_000
+    assert (checkpoint / "tokenizer.json").stat().st_size < 200_000
+
+
+def test_tokenizer(policy: OpenVLAPolicy, tmp_path: Path) -> None:
+    known = write_tokenizer(tmp_path / "tokenizer.json")
+    assert not {id_ for id_ in known if 31744 <= id_ <= 31999}
+    tokenizer = policy.prompts._tokenizer
+    for sentence in sentences():
+        ids = tokenizer(sentence)["input_ids"]
+        assert ids[0] == 1 and 0 not in ids[1:] and max(ids) < 31744
+    assert tokenizer.decode(tokenizer(sentences()[0])["input_ids"][1:]) == sentences()[0]
+    assert tokenizer("Out: ")["input_ids"][-1] == 29871
+    ids = policy.prompts.ids("Put Carrot ON plate")
+    assert ids == policy.prompts.ids("put carrot on plate")
+    assert ids[0] == 1 and ids[-1] == 29871
+    assert tokenizer.decode(tokenizer("zwölf Züge")["input_ids"][1:]) == "zwölf Züge"  # bytes for the unknown
+
+
+def broken(checkpoint: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "broken"
+    shutil.copytree(checkpoint, folder)
+    return folder
+
+
+def test_missing_folders(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint folder .*absent; `make pretrain`"):
+        load_policy(config(tmp_path / "absent"), "cpu", torch.float32)
+    with pytest.raises(UserError, match=r"no adapter folder absent \(policy.adapter\)"):
+        load_policy(config(checkpoint, "absent"), "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_missing_or_truncated_file_is_named(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = broken(checkpoint, tmp_path)
+    content = (folder / name).read_bytes()
+    for damage in (content[: len(content) // 2], b""):
+        (folder / name).write_bytes(damage)
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            load_policy(config(folder), "cpu", torch.float32)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name.replace(".", r"\.") + " is missing"):
+        load_policy(config(folder), "cpu", torch.float32)
+
+
+def test_weights_that_do_not_fit(checkpoint: Path, tmp_path: Path) -> None:
+    folder = broken(checkpoint, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    missing = dict(tensors)
+    del missing["projector.fc3.bias"]
+    save_file(missing, folder / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"1 tensors differ, first 'projector\.fc3\.bias' \(expected \(96,\), found none\)"
+    ):
+        load_policy(config(folder), "cpu", torch.float32)
+    save_file(tensors, folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"image_sizes": [224, 224]}))
+    with pytest.raises(UserError, match="64 patches of 16 pixels; correct image_sizes"):
+        load_policy(config(folder), "cpu", torch.float32)
+    (folder / "config.json").write_text(json.dumps(settings | {"vision_heads": [5, 4]}))
+    with pytest.raises(UserError, match="'vision_heads'"):
+        load_policy(config(folder), "cpu", torch.float32)
+
+
+def test_wrong_settings(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unnorm_key 'bridge' is not .*; there are: sft\."):
+        load_policy(replace(config(checkpoint), unnorm_key="bridge"), "cpu", torch.float32)
+    with pytest.raises(UserError, match="lora_rank is 0"):
+        load_policy(replace(config(checkpoint), lora_rank=0), "cpu", torch.float32)
+    with pytest.raises(UserError, match="need lists q01 and q99 of 7 numbers"):
+        ActionTokens({"sft": {"action": {"q01": [0.0] * 6, "q99": [1.0] * 6}}}, "sft")
+    save_policy(make(checkpoint), tmp_path / "adapter")
+    cfg = config(checkpoint, str(tmp_path / "adapter"))
+    with pytest.raises(UserError, match=r"has rank 8 and alpha 4, .* set policy\.lora_rank=8 policy\.lora_alpha=4"):
+        load_policy(replace(cfg, lora_rank=16), "cpu", torch.float32)
+    tensors = load_file(tmp_path / "adapter" / lora.WEIGHTS)
+    tensors.popitem()
+    save_file(tensors, tmp_path / "adapter" / lora.WEIGHTS)
+    with pytest.raises(UserError, match="does not fit the checkpoint: 1 tensors differ"):
+        load_policy(cfg, "cpu", torch.float32)
