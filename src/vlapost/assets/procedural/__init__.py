@@ -47,8 +47,8 @@ def _write_tables(root: Path) -> None:
     database = {}
     for index, ((id_, look), texture) in enumerate(zip(LOOKS.items(), TEXTURES)):
         file = f"{index + 1:03d}.png"
-        Image.fromarray(photograph(look(), seed=index)).save(root / "tables" / f"{id_}.png")
-        Image.fromarray(texture()).save(root / "textures" / file)
+        Image.fromarray(photograph(look(), seed=index)).save(root / "tables" / f"{id_}.png", compress_level=3)
+        Image.fromarray(texture()).save(root / "textures" / file, compress_level=3)
         # the benchmark never blends the first texture
         database[f"{id_}.png"] = {"name": id_.split("_")[1], "texture": file, "mix": float(index > 0)}
     (root / "tables" / "model_db.json").write_text(json.dumps(database, indent=1) + "\n")

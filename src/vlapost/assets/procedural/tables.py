@@ -26,8 +26,11 @@ EYE = np.array([0.147, 0.188, 1.230], np.float32)
 CAMERA = Rotation.from_quat([-0.09263245, 0.35892478, 0.23209205, 0.8992917])
 BASE = Rotation.from_euler("z", 180, degrees=True)
 
-TOP, FRONT, BACK, LEFT, RIGHT = 0.87, 0.005, -0.347, -0.295, 1.0  # the table top, metres
+TOP, FRONT, BACK, LEFT = 0.87, 0.005, -0.347, -0.295  # the table top, metres
 WALL_X, WALL_Y = -0.40, -0.33  # walls, where there are any
+
+Test = Callable[[Floats, Floats, Floats], NDArray[np.bool_]]  # of x, y, z in the world, each `[N]`
+Paint = Callable[[Floats, Floats, Floats], Floats]  # of the same, to colours `[N, 3]`
 
 
 @dataclass(frozen=True)
@@ -52,88 +55,86 @@ class Look:
 
 def photograph(look: Look, seed: int) -> Picture:
     """The picture `[480, 640, 3]` RGB of a table; twice the size is drawn, then halved to smooth the edges."""
-    shape = (2 * SIZE[0], 2 * SIZE[1])
-    rays = _rays(shape)
-    colour = np.zeros((*shape, 3), np.float32)
-    depth = np.full(shape, np.inf, np.float32)
+    rays = _rays()
+    colour = np.zeros_like(rays)
+    free = np.arange(len(rays))  # pixels whose surface is not found yet
 
-    def put(hit: Floats, where: NDArray[np.bool_], paint: Floats) -> None:
-        nearer = where & (hit > 0) & (hit < depth)
-        depth[nearer] = hit[nearer]
-        colour[nearer] = paint[nearer]
+    def fill(axis: int, place: float, inside: Test, paint: Paint) -> None:
+        """Show the plane where coordinate `axis` is `place`, inside its outline, where nothing stands before it."""
+        nonlocal free
+        hit = (place - EYE[axis]) / rays[free, axis]
+        point = EYE + rays[free] * hit[:, None]
+        shown = (hit > 0) & inside(*point.T)
+        colour[free[shown]] = paint(*point[shown].T)
+        free = free[~shown]
 
-    # floor, darker under and near the table
-    hit = -EYE[2] / rays[..., 2]
-    x, y, _ = _at(rays, hit)
-    beside = np.maximum(np.maximum(BACK - x, x - FRONT), LEFT - y)
-    put(hit, hit > 0, _material(look.floor, x, y, 500) * (0.45 + 0.5 * np.clip(beside / 0.5 + 0.3, 0, 1))[..., None])
+    # from the nearest surface to the farthest: top, front of the slab, legs or cabinet, walls, floor
+    fill(2, TOP, lambda x, y, z: (x > BACK) & (x < FRONT) & (y > LEFT), lambda x, y, z: _top(look, x, y))
+    below = TOP - look.thick
+    edge, legs = np.array(look.edge), np.array(look.legs or look.edge)
+    fill(
+        0, FRONT, lambda x, y, z: (z < TOP) & (z > below) & (y > LEFT), lambda x, y, z: edge * np.full((len(x), 1), 0.8)
+    )
+    left, right = (LEFT + 0.02, 9.0) if look.legs is None else (LEFT + 0.014, LEFT + 0.046)
+    dim = 0.3 if look.legs is None else 1.0
+    fill(
+        *(0, FRONT - 0.02),
+        lambda x, y, z: (z < below) & (z > 0) & (y > left) & (y < right),
+        lambda x, y, z: legs * (dim + 0.4 * (1 - dim) * np.clip((z - 0.3) / 0.6, 0, 1))[:, None],
+    )
+    corner = -9.0 if look.left is None else WALL_Y
+    if look.back is not None:
+        back = look.back
+        fill(0, WALL_X, lambda x, y, z: (z > 0) & (y > corner), lambda x, y, z: _wall(back, y, z))
+    if look.left is not None:
+        side = look.left
+        fill(1, WALL_Y, lambda x, y, z: (z > 0) & (x > WALL_X), lambda x, y, z: _wall(side, x, z))
+    fill(2, 0.0, lambda x, y, z: x < 99, lambda x, y, z: _floor(look, x, y))
+    return _develop(colour.reshape(2 * SIZE[0], 2 * SIZE[1], 3), seed)
 
-    for wall, axis, place in ((look.back, 0, WALL_X), (look.left, 1, WALL_Y)):
-        if wall is not None:
-            hit = (place - EYE[axis]) / rays[..., axis]
-            point = _at(rays, hit)
-            shadow = 0.62 + 0.38 * np.clip((point[2] - TOP) / 0.18, 0, 1)
-            inside = (point[0] >= WALL_X - 1e-9) & (point[2] > 0)
-            if look.left is not None:
-                inside &= point[1] >= WALL_Y - 1e-9
-            put(hit, inside, _material(wall, point[1 - axis], point[2], 900) * shadow[..., None])
 
-    _put_under_table(look, rays, put)
-
-    # front of the slab, then its top
-    hit = (FRONT - EYE[0]) / rays[..., 0]
-    x, y, z = _at(rays, hit)
-    inside = (z < TOP) & (z > TOP - look.thick) & (y > LEFT) & (y < RIGHT)
-    put(hit, inside, np.broadcast_to(np.array(look.edge) * 0.8, colour.shape))
-    hit = (TOP - EYE[2]) / rays[..., 2]
-    x, y, _ = _at(rays, hit)
-    margin = np.minimum(np.minimum(x - BACK, FRONT - x), y - LEFT)
+def _top(look: Look, x: Floats, y: Floats) -> Floats:
+    """Material, lit from the front, with a border and the reflection of a lamp."""
     lit = 1.04 - 0.16 * np.clip((FRONT - x) / 0.35, 0, 1) - 0.10 * np.abs(y)
-    material = _material(look.top, x - BACK, y - LEFT, 1500) * lit[..., None]
-    material[margin < max(look.rim, 0.0022)] = np.array(look.edge) * 1.05
+    colour = _material(look.top, x - BACK, y - LEFT, 1500) * lit[:, None]
+    margin = np.minimum(np.minimum(x - BACK, FRONT - x), y - LEFT)
+    colour[margin < max(look.rim, 0.0022)] = np.array(look.edge) * 1.05
     glare = look.glare * np.exp(-(((x + 0.07) / 0.11) ** 2) - ((y - 0.17) / 0.14) ** 2)
-    put(hit, (margin > 0) & (y < RIGHT), material + 255 * glare[..., None])
-    return _develop(colour, seed)
+    return colour + 255 * glare[:, None]
 
 
-def _put_under_table(look: Look, rays: Floats, put: Callable[..., None]) -> None:
-    """Legs at the front corners, or the front of a closed cabinet."""
-    hit = (FRONT - 0.02 - EYE[0]) / rays[..., 0]
-    _, y, z = _at(rays, hit)
-    below = (z < TOP - look.thick) & (z > 0) & (y < RIGHT)
-    if look.legs is None:
-        fade = 0.28 + 0.4 * np.clip((z - 0.3) / 0.6, 0, 1)
-        put(hit, below & (y > LEFT + 0.02), np.array(look.edge) * fade[..., None])
-        return
-    leg = below & (np.abs(y - LEFT - 0.03) < 0.016)
-    put(hit, leg, np.broadcast_to(np.array(look.legs, float), rays.shape))
+def _wall(picture: Picture, along: Floats, z: Floats) -> Floats:
+    """A wall, darker just above the height of the table."""
+    return _material(picture, along, z, 900) * (0.62 + 0.38 * np.clip((z - TOP) / 0.18, 0, 1))[:, None]
 
 
-@cache
-def _rays(shape: tuple[int, int]) -> Floats:
-    """World directions `[h, w, 3]` through the pixel centres, of length 1 along the optical axis."""
-    step = SIZE[0] / shape[0]
-    v, u = np.mgrid[: shape[0], : shape[1]]
-    right = ((u + 0.5) * step - 0.5 - CENTRE[0]) / FOCAL
-    down = ((v + 0.5) * step - 0.5 - CENTRE[1]) / FOCAL
-    directions = np.stack([np.ones(shape), -right, -down], -1)
-    return (directions @ (BASE * CAMERA).as_matrix().T).astype(np.float32)
-
-
-def _at(rays: Floats, hit: Floats) -> tuple[Floats, Floats, Floats]:
-    """World coordinates of the points at distance `hit` along the rays."""
-    point = EYE + rays * hit[..., None]
-    return point[..., 0], point[..., 1], point[..., 2]
+def _floor(look: Look, x: Floats, y: Floats) -> Floats:
+    """The floor, darker under and near the table."""
+    away = np.maximum(np.maximum(BACK - x, x - FRONT), LEFT - y)
+    return _material(look.floor, x, y, 500) * (0.45 + 0.5 * np.clip(away / 0.5 + 0.3, 0, 1))[:, None]
 
 
 def _material(picture: Picture, x: Floats, y: Floats, density: float) -> Floats:
-    """Colours of a picture laid over (x, y) metres, mirrored where it ends; `density` is in pixels per metre.
+    """Colours `[N, 3]` of a picture laid over (x, y) metres, its columns along y, mirrored where it ends.
 
-    The picture's columns run along y.
+    density: pixels per metre.
     """
-    rows = np.clip(x * density, -30000, 30000).astype(np.float32)
-    columns = np.clip(y * density, -30000, 30000).astype(np.float32)
-    return cv2.remap(picture, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+    rows, columns = (
+        (a * density).astype(np.int64) % (2 * n) for a, n in ((x, picture.shape[0]), (y, picture.shape[1]))
+    )
+    rows = np.minimum(rows, 2 * picture.shape[0] - 1 - rows)
+    columns = np.minimum(columns, 2 * picture.shape[1] - 1 - columns)
+    return picture[rows, columns].astype(np.float32)
+
+
+@cache
+def _rays() -> Floats:
+    """World directions `[N, 3]` through the pixel centres of a picture of twice the size, row by row."""
+    v, u = np.mgrid[: 2 * SIZE[0], : 2 * SIZE[1]]
+    right = (u / 2 - 0.25 - CENTRE[0]) / FOCAL
+    down = (v / 2 - 0.25 - CENTRE[1]) / FOCAL
+    directions = np.stack([np.ones_like(right), -right, -down], -1).reshape(-1, 3)
+    return (directions @ (BASE * CAMERA).as_matrix().T).astype(np.float32)
 
 
 def _develop(colour: Floats, seed: int) -> Picture:
