@@ -80,7 +80,11 @@ install_libraries() {
 icd() { compgen -G "/usr/share/vulkan/icd.d/$1" >/dev/null || compgen -G "/etc/vulkan/icd.d/$1" >/dev/null; }
 
 gpu_driver() {
-    if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then return 0; fi
+    # In containers NVIDIA's compute libraries often come without the graphics one that Vulkan needs.
+    if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+        if ldconfig -p | grep -q libGLX_nvidia.so.0; then return 0; fi
+        say "Vulkan: an NVIDIA GPU is here but not its graphics library libGLX_nvidia.so.0; drawing in software"
+    fi
     compgen -G '/dev/dri/renderD*' >/dev/null && { icd 'radeon*' || icd 'intel*'; }
 }
 
@@ -92,6 +96,7 @@ mesa_is_new_enough() { [ -n "$1" ] && dpkg --compare-versions "$1" ge 24.3; }
 install_vulkan() {
     if gpu_driver; then say "Vulkan: a GPU driver is here"; return; fi
     if icd 'lvp*' && mesa_is_new_enough "$(mesa_version)"; then say "Vulkan: software driver, Mesa $(mesa_version)"; return; fi
+    if ! command -v dpkg >/dev/null && icd 'lvp*'; then say "Vulkan: software driver, version unknown"; return; fi
     local system=unknown
     if [ -r /etc/os-release ]; then system=$(. /etc/os-release && echo "${ID:-} ${VERSION_ID:-}"); fi
     if [ "$system" = "debian 12" ]; then
