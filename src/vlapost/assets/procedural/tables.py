@@ -72,9 +72,7 @@ def photograph(look: Look, seed: int) -> Picture:
     fill(2, TOP, lambda x, y, z: (x > BACK) & (x < FRONT) & (y > LEFT), lambda x, y, z: _top(look, x, y))
     below = TOP - look.thick
     edge, legs = np.array(look.edge), np.array(look.legs or look.edge)
-    fill(
-        0, FRONT, lambda x, y, z: (z < TOP) & (z > below) & (y > LEFT), lambda x, y, z: edge * np.full((len(x), 1), 0.8)
-    )
+    fill(0, FRONT, lambda x, y, z: (z < TOP) & (z > below) & (y > LEFT), lambda x, y, z: _plain(0.8 * edge, x))
     left, right = (LEFT + 0.02, 9.0) if look.legs is None else (LEFT + 0.014, LEFT + 0.046)
     dim = 0.3 if look.legs is None else 1.0
     fill(
@@ -103,6 +101,11 @@ def _top(look: Look, x: Floats, y: Floats) -> Floats:
     return colour + 255 * glare[:, None]
 
 
+def _plain(colour: Floats, x: Floats) -> Floats:
+    """One colour for each of the points."""
+    return np.broadcast_to(colour, (len(x), 3))
+
+
 def _wall(picture: Picture, along: Floats, z: Floats) -> Floats:
     """A wall, darker just above the height of the table."""
     return _material(picture, along, z, 900) * (0.62 + 0.38 * np.clip((z - TOP) / 0.18, 0, 1))[:, None]
@@ -119,12 +122,11 @@ def _material(picture: Picture, x: Floats, y: Floats, density: float) -> Floats:
 
     density: pixels per metre.
     """
-    rows, columns = (
-        (a * density).astype(np.int64) % (2 * n) for a, n in ((x, picture.shape[0]), (y, picture.shape[1]))
-    )
-    rows = np.minimum(rows, 2 * picture.shape[0] - 1 - rows)
-    columns = np.minimum(columns, 2 * picture.shape[1] - 1 - columns)
-    return picture[rows, columns].astype(np.float32)
+    height, width = picture.shape[:2]
+    row = (x * density).astype(np.int64) % (2 * height)
+    column = (y * density).astype(np.int64) % (2 * width)
+    row, column = np.minimum(row, 2 * height - 1 - row), np.minimum(column, 2 * width - 1 - column)
+    return picture[row, column].astype(np.float32)
 
 
 @cache
