@@ -19,6 +19,7 @@ from mani_skill.envs.scene import ManiSkillScene
 
 ARM_JOINTS = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]
 FINGER_JOINTS = ["left_finger", "right_finger"]
+GRIPPER_PARTS = ["gripper_link", "gripper_bar_link", "left_finger_link", "right_finger_link"]
 GRIPPER_LINK = "ee_gripper_link"
 
 BASE_POSE = sapien.Pose([0.147, 0.028, 0.870], [0, 0, 0, 1])  # world; +x of the base points along world -x
@@ -67,6 +68,10 @@ class WidowX(BaseAgent):
     def __init__(self, scene: ManiSkillScene, control_freq: int, urdf_path: Path, initial_pose: sapien.Pose) -> None:
         self.urdf_path = str(urdf_path)
         super().__init__(scene, control_freq, CONTROL_MODE, initial_pose=initial_pose)
+
+    def _after_loading_articulation(self) -> None:
+        for name in GRIPPER_PARTS:  # they touch by construction
+            self.robot.links_map[name].set_collision_group_bit(group=2, bit_idx=31, bit=1)
 
     def _after_init(self) -> None:
         links = self.robot.links_map

@@ -15,6 +15,7 @@ import sapien
 import sapien.physx as physx
 import torch
 from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.envs.scene import ManiSkillScene
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils import sapien_utils
 from mani_skill.utils.registration import register_env
@@ -52,6 +53,7 @@ class PutOnPlateScene(BaseEnv):
 
     SUPPORTED_OBS_MODES = ("rgb+segmentation", "none")
     SUPPORTED_REWARD_MODES = ("none",)
+    scene: ManiSkillScene
     agent: WidowX
 
     def __init__(
@@ -132,7 +134,8 @@ class PutOnPlateScene(BaseEnv):
             return
         for scene in self.scene.sub_scenes:
             scene.clear()
-        self._sensors, self._human_render_cameras, self.scene, self.agent = {}, {}, None, None
+        self.scene = self.agent = None  # type: ignore[assignment]
+        self._sensors: dict = {}
 
     # ------------------------------------------------------------------ reset
 
