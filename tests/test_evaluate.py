@@ -1,0 +1,86 @@
+"""`make evaluate` with the real simulator and an untrained small model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vlapost import config, evaluate
+from vlapost.config import ROOT, Config, UserError
+
+STATISTICS = {"action": {"q01": [-0.03] * 6 + [0.0], "q99": [0.03] * 6 + [1.0], "mask": [True] * 6 + [False]}}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vlapost.policies.tiny import write_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny(folder, 0, {"sft": STATISTICS})
+    return folder
+
+
+def settings(checkpoint: Path, *words: str) -> Config:
+    sizes = ["evaluation.episodes=2", "evaluation.workers=1", "evaluation.videos=1", "env.num_envs=2"]
+    return config.load("base", [f"policy.checkpoint={checkpoint}", *sizes, *words])
+
+
+@pytest.mark.sim
+def test_report_videos_and_a_second_call(checkpoint: Path, tmp_path: Path) -> None:
+    c = settings(checkpoint, "evaluation.temperature=0.6")
+    out = tmp_path / "evaluation"
+    report = evaluate.evaluate(c, out)
+    assert report["success_end"]["n"] == 2
+    assert report["decoding"] == "sampled at temperature 0.6 from all 256 bins"
+    assert report["checkpoint"]["sha256"] == evaluate.fingerprint(c)
+    assert sum(entry["n"] for entry in report["by_object"].values()) == 2
+    assert json.loads((out / "report.json").read_text()) == report
+    assert len(list((out / "videos").glob("*.mp4"))) == 1
+
+    lines = (out / "episodes.jsonl").read_text()
+    assert evaluate.evaluate(c, out) == report
+    assert (out / "episodes.jsonl").read_text() == lines
+
+    with pytest.raises(UserError, match="another policy or other settings"):
+        evaluate.evaluate(replace(c, seed=1), out)
+
+
+def test_folder_tells_apart_what_may_not_be_counted_together(checkpoint: Path) -> None:
+    c = settings(checkpoint)
+    same = settings(checkpoint, "evaluation.episodes=9", "env.num_envs=1", "evaluation.workers=2")
+    assert evaluate.folder(c) == evaluate.folder(same)
+    others = ["seed=1", "evaluation.temperature=0.6", "env.obj_set=test", "env.sim_freq=200", "env.assets=paper"]
+    assert len({evaluate.folder(settings(checkpoint, word)) for word in others} | {evaluate.folder(c)}) == 6
+
+
+def test_results_lie_beside_the_run_the_adapter_comes_from(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "fingerprint", lambda c: "0")
+    c = settings(checkpoint, "policy.adapter=lightning_logs/mine/ppo/adapter")
+    monkeypatch.chdir(ROOT)
+    assert evaluate.folder(c).parent == ROOT / "lightning_logs" / "mine" / "evaluation"
+
+
+def test_other_weights_have_another_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter_model.safetensors"
+    prints = [evaluate.fingerprint(settings(checkpoint))]
+    for content in (b"one", b"two"):
+        adapter.write_bytes(content)
+        prints.append(evaluate.fingerprint(settings(checkpoint, f"policy.adapter={tmp_path}")))
+    assert len(set(prints)) == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("evaluation.episodes=5000", ["evaluation.episodes", "5000", "1024"]),
+        ("evaluation.episodes=0", ["evaluation.episodes", "1 or more"]),
+        ("evaluation.temperature=-1", ["evaluation.temperature", "0 or more"]),
+        ("policy.adapter=no/such/folder", ["policy.adapter", "no/such/folder"]),
+        ("policy.checkpoint=nowhere", ["policy.checkpoint", "nowhere", "make pretrain"]),
+    ],
+)
+def test_mistakes_are_named(checkpoint: Path, tmp_path: Path, word: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        evaluate.evaluate(settings(checkpoint, word), tmp_path)
+    assert all(part in str(error.value) for part in parts), error.value
