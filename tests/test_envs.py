@@ -234,6 +234,7 @@ def test_gym_id_at_the_papers_size_shows_the_same_view(env):
         ("env.obj_set=trian", r"env\.obj_set is 'trian'"),
         ("env.backend=tpu", r"env\.backend is 'tpu'"),
         ("env.shader=rt", r"env\.shader is 'rt'"),
+        ("env.sim_freq=333", r"env\.sim_freq is 333"),
     ],
 )
 def test_wrong_settings_are_user_errors(word, sentence):

@@ -157,6 +157,8 @@ class PutOnPlateScene(BaseEnv):
         self.agent.robot.set_pose(PARKED_POSE)
         self._place(self.object, self.spec.object_xy, self.spec.yaw)
         self._place(self.receptacle, self.spec.receptacle_xy, torch.zeros(self.num_envs))
+        if self.gpu_sim_enabled:
+            self.scene._gpu_apply_all()
         self._settle()
         self.agent.robot.set_pose(BASE_POSE)
         self.agent.reset(torch.tensor([INITIAL_QPOS] * self.num_envs, device=self.device))
@@ -207,8 +209,6 @@ class PutOnPlateScene(BaseEnv):
 
     def _simulate(self, steps: int) -> None:
         physics = self.scene.px
-        if self.gpu_sim_enabled:
-            self.scene._gpu_apply_all()
         for _ in range(steps):
             physics.step()
         if self.gpu_sim_enabled:

@@ -14,7 +14,7 @@ from vlapost.contracts import Metrics, Observation, Step
 from vlapost.envs import rules
 from vlapost.envs.drivers import RENDER_BACKEND
 from vlapost.envs.episodes import find_setup
-from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
+from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
     """The environment of a configuration, with `num_envs` scenes if given, else as many as it says.
 
     Raises:
-        UserError: unknown environment, object set, backend or shader; no Vulkan driver; missing assets.
+        UserError: unknown environment, object set, backend or shader; impossible frequency or number of scenes; no
+            Vulkan driver; missing assets.
     """
     count = cfg.num_envs if num_envs is None else num_envs
     find_setup(cfg.id, cfg.obj_set)
@@ -107,6 +108,10 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
         raise UserError(f"env.backend is '{cfg.backend}'; it must be cpu or gpu.")
     if cfg.shader not in ("minimal", "default"):
         raise UserError(f"env.shader is '{cfg.shader}'; it must be minimal or default.")
+    if cfg.sim_freq < CONTROL_FREQ or cfg.sim_freq % CONTROL_FREQ:
+        raise UserError(f"env.sim_freq is {cfg.sim_freq}; it must be a multiple of {CONTROL_FREQ}, for example 500.")
+    if count < 1:
+        raise UserError(f"env.num_envs is {count}; it must be 1 or more.")
     _check_devices(cfg)
     if cfg.backend == "gpu":
         return SceneVector([_make_scene(cfg, count)], count)
