@@ -22,6 +22,7 @@ from vlapost.policies.policy import OpenVLAPolicy, load_full_policy, load_policy
 from vlapost.policies.tiny import write_tiny
 from vlapost.policies.tiny_tokenizer import sentences, write_tokenizer
 
+torch.set_num_threads(1)
 STATISTICS = {
     "sft": {
         "action": {
@@ -341,6 +342,11 @@ def test_wrong_settings(checkpoint: Path, tmp_path: Path) -> None:
     cfg = config(checkpoint, str(tmp_path / "adapter"))
     with pytest.raises(UserError, match=r"has rank 8 and alpha 4, .* set policy\.lora_rank=8 policy\.lora_alpha=4"):
         load_policy(replace(cfg, lora_rank=16), "cpu", torch.float32)
+    settings = json.loads((tmp_path / "adapter" / lora.SETTINGS).read_text())
+    (tmp_path / "adapter" / lora.SETTINGS).write_text(json.dumps(settings | {"use_dora": True}))
+    with pytest.raises(UserError, match="only plain LoRA"):
+        load_policy(cfg, "cpu", torch.float32)
+    (tmp_path / "adapter" / lora.SETTINGS).write_text(json.dumps(settings))
     tensors = load_file(tmp_path / "adapter" / lora.WEIGHTS)
     tensors.popitem()
     save_file(tensors, tmp_path / "adapter" / lora.WEIGHTS)

@@ -23,6 +23,7 @@ from vlapost.policies.prompt import PAD
 from vlapost.policies.tiny_tokenizer import write_tokenizer
 from vlapost.policies.vit import ViTSizes
 
+torch.set_num_threads(1)
 FIXTURE = Path(__file__).parent / "fixtures" / "oracle"
 FEATURES, LOGITS = 1e-5, 1e-4
 NAMES = ("a", "b", "c", "d")

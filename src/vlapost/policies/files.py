@@ -66,13 +66,14 @@ def read_model(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`; it takes the name `folder` (replacing an old one) when the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
     try:
-        yield temporary
+        yield new
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            folder.rename(old)
+        new.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

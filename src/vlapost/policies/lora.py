@@ -66,10 +66,16 @@ def adapter_state(network: OpenVLA) -> dict[str, Tensor]:
 
 
 def adapter_sizes(folder: Path) -> tuple[int, int]:
-    """Rank and alpha of a saved adapter."""
+    """Rank and alpha of a saved adapter.
+
+    Raises:
+        UserError: the file is missing, or describes something else than plain LoRA.
+    """
     settings = read_json(folder / SETTINGS)
     if "r" not in settings or "lora_alpha" not in settings:
         raise UserError(f"{folder / SETTINGS} has no 'r' or 'lora_alpha'; it is not a LoRA adapter.")
+    if settings.get("use_rslora") or settings.get("use_dora"):
+        raise UserError(f"{folder / SETTINGS} describes rsLoRA or DoRA; only plain LoRA adapters can be continued.")
     return settings["r"], settings["lora_alpha"]
 
 
