@@ -8,6 +8,7 @@ command continues an interrupted run from its last finished iteration, and leave
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
+
+HARMLESS = (
+    ".*module\\(s\\) in eval mode.*",  # there is no dropout: train() and eval() are the same here
+    ".*Grad strides do not match bucket view strides.*",  # of tensors with one row
+    ".*does not have many workers.*",  # simulators do not survive a fork; loading is measured (time/loading_s)
+    ".*Experiment logs directory.*",  # a resumed run
+    ".*Checkpoint directory.*exists and is not empty.*",
+)
 
 
 def run(argv: list[str]) -> None:
@@ -70,6 +79,8 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     from vlapost.callbacks.rollout_stats import RolloutStats
     from vlapost.callbacks.videos import Videos
 
+    for known in HARMLESS:
+        warnings.filterwarnings("ignore", message=known)
     t = cfg.trainer
     if t.accelerator == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // t.devices))
