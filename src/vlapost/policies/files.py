@@ -74,6 +74,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
