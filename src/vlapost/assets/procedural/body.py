@@ -72,7 +72,7 @@ def write_collision(parts: Sequence[Part], path: Path, prism: bool = False) -> N
 
 
 def _hull(points: Floats, floor: float, foot: float, directions: Floats) -> tuple[Floats, np.ndarray]:
-    """Convex hull `(vertices [V <= 40, 3], faces [F, 3])` of the points that lie farthest in some directions `[D, 3]`.
+    """Convex hull `(vertices [V <= 48, 3], faces [F, 3])` of the points that lie farthest in some directions `[D, 3]`.
 
     Points less than `foot` above `floor` are pressed down to it. The hull touches the points' box on every side.
     """
