@@ -7,8 +7,8 @@ busy with other things compare ratios, not rates.
 from __future__ import annotations
 
 import os
-import platform
 import time
+from pathlib import Path
 
 from rich.table import Table
 
@@ -38,12 +38,12 @@ def run(words: list[str]) -> None:
             rows.append(row)
             cli.console.print(f"{row['image']}, {processes} processes: {row['steps_per_s']:.0f} steps/s", style="dim")
             table.add_row(
-                f"environment steps, {row['image']}, {_processes(processes)}",
+                f"simulator {row['image']}, {_processes(processes)}",
                 f"{row['steps_per_s']:.0f}",
                 f"{row['ms_per_step']:.1f} ms a step, {row['reset_ms']:.0f} ms a reset",
             )
     report = {
-        "machine": {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()},
+        "machine": {"cores": len(os.sched_getaffinity(0)), "cpu": _cpu()},
         "torch": torch.__version__,
         "env": vars(c.env),
         "simulator": rows,
@@ -52,10 +52,8 @@ def run(words: list[str]) -> None:
     try:
         report["training"] = t = training.measure(overrides)
         share = ", ".join(f"{name} {part:.0%}" for name, part in t["share"].items())
-        table.add_row("rollout steps, all processes", f"{t['rollout_steps_per_s']:.0f}", "simulation and inference")
-        table.add_row(
-            "learner samples, all processes", f"{t['learner_samples_per_s']:.0f}", "forward, backward, update"
-        )
+        table.add_row("rollout steps", f"{t['rollout_steps_per_s']:.0f}", "simulation and inference")
+        table.add_row("learner samples", f"{t['learner_samples_per_s']:.0f}", "forward, backward, update")
         table.add_row("PPO iterations", f"{1 / t['iteration_s']:.3f}", f"{t['iteration_s']:.1f} s: {share}")
     except UserError as error:
         cli.console.print(f"Error: {error}")
@@ -63,6 +61,11 @@ def run(words: list[str]) -> None:
     path = ROOT / "lightning_logs" / "benchmark" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     write_json(path, report)
     cli.console.print(f"Written to {path}", soft_wrap=True)
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _processes(count: int) -> str:

@@ -57,7 +57,6 @@ def test_folder_tells_apart_what_may_not_be_counted_together(checkpoint: Path) -
 def test_results_lie_beside_the_run_the_adapter_comes_from(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "fingerprint", lambda c: "0")
     c = settings(checkpoint, "policy.adapter=lightning_logs/mine/ppo/adapter")
-    monkeypatch.chdir(ROOT)
     assert evaluate.folder(c).parent == ROOT / "lightning_logs" / "mine" / "evaluation"
 
 

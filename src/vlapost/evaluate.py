@@ -77,7 +77,7 @@ def folder(c: Config) -> Path:
     """Where the results belong: equal for two commands exactly if their episodes may be counted together."""
     decoding = "greedy" if c.evaluation.temperature == 0 else f"t{c.evaluation.temperature:g}"
     logs = ROOT / "lightning_logs"
-    adapter = Path(c.policy.adapter).absolute()
+    adapter = ROOT / c.policy.adapter
     run_name = adapter.relative_to(logs).parts[0] if c.policy.adapter and adapter.is_relative_to(logs) else c.run
     return logs / run_name / "evaluation" / f"{c.env.id}-{c.env.obj_set}-{decoding}-seed{c.seed}-{_identity(c)}"
 
@@ -92,7 +92,7 @@ def fingerprint(c: Config) -> str:
     for key, place in (("policy.checkpoint", c.policy.checkpoint), ("policy.adapter", c.policy.adapter)):
         if not place:
             continue
-        weights = sorted(Path(place).glob("*.safetensors"))
+        weights = sorted((ROOT / place).glob("*.safetensors"))
         if not weights:
             remedy = "make pretrain writes the small model" if key == "policy.checkpoint" else "give a saved adapter"
             raise UserError(f"{key} is '{place}', where there is no *.safetensors file; {remedy}.")
