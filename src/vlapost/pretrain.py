@@ -7,11 +7,15 @@ lightning_logs/<run>/; the finished folder replaces models/openvla-tiny, with th
 
 from __future__ import annotations
 
+import csv
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from vlapost import cli, collect_demos, config
+from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config
+from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.train import claim, fit
 
 
@@ -22,11 +26,14 @@ def run(argv: list[str]) -> None:
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
     claim(folder, cfg)
     collect_demos.collect(cfg)
-    pretrain(cfg, folder, ROOT / cfg.policy.checkpoint)
+    if not (folder / "openvla-tiny").is_dir():
+        pretrain(cfg, folder)
+    if (folder / "openvla-tiny").is_dir() and os.environ.get("LOCAL_RANK", "0") == "0":
+        publish(cfg, folder, ROOT / cfg.policy.checkpoint)
 
 
-def pretrain(cfg: Config, folder: Path, target: Path) -> None:
-    """Train from random weights and write the checkpoint folder `target`."""
+def pretrain(cfg: Config, folder: Path) -> None:
+    """Train from random weights and write the checkpoint folder `folder`/openvla-tiny."""
     import torch
 
     from vlapost.algorithms.pretrain import Pretrain, standardise
@@ -56,11 +63,39 @@ def pretrain(cfg: Config, folder: Path, target: Path) -> None:
     module = Pretrain(policy, cfg.grounding, cfg.optim, total_steps(cfg), policy.sizes)
     data = build_experience(cfg, policy, module, lambda: DemoFeed(len(demos), make))
     if fit(cfg, folder, module, data):
-        finished = folder / "openvla-tiny"
-        policy.save_full(finished)
-        shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
-        shutil.copytree(finished, target, dirs_exist_ok=True)
-        cli.console.print(f"Wrote {target}.")
+        policy.save_full(folder / "openvla-tiny")
+
+
+def publish(cfg: Config, folder: Path, target: Path) -> None:
+    """Score the finished and the untrained folder on held-out episodes and put weights, recipe and scores in place."""
+    scores = {}
+    for name in ("untrained", "openvla-tiny"):
+        c = replace(cfg, policy=replace(cfg.policy, checkpoint=str(folder / name)))
+        report = evaluate.evaluate(c, folder / f"evaluation-{name}")
+        scores[name if name == "untrained" else "pretrained"] = {m: report[m] for m in METRICS}
+        scores["decoding"] = report["decoding"]
+    finished = folder / "openvla-tiny"
+    shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
+    write_json(finished / "scores.json", scores)
+    write_log(folder, finished / "log.csv")
+    shutil.copytree(finished, target, dirs_exist_ok=True)
+    cli.console.print(f"Wrote {target}.")
+
+
+def write_log(folder: Path, path: Path) -> None:
+    """The losses of every iteration, from the run's TensorBoard events."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [t for t in events.Tags()["scalars"] if t.startswith(("train/", "val/")) and t != "train/grad_norm"]
+    rows: dict[int, dict[str, float]] = {}
+    for tag in tags:
+        for event in events.Scalars(tag):
+            rows.setdefault(event.step, {})[tag] = round(event.value, 5)
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, ["step", *tags])
+        table.writeheader()
+        table.writerows({"step": step, **values} for step, values in sorted(rows.items()))
 
 
 if __name__ == "__main__":

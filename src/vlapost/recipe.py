@@ -90,7 +90,9 @@ def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:
     """Write summary.json and the learning curve, and print the table."""
     reports = {label: json.loads((folder / f"evaluation-{label}/report.json").read_text()) for label in STARTS}
     curve = rollout_curve(folder / cfg.algorithm.name)
+    scores = ROOT / cfg.policy.checkpoint / "scores.json"
     summary: dict[str, Any] = {
+        **({"untrained": json.loads(scores.read_text())["untrained"]} if scores.is_file() else {}),
         **{label: {m: reports[label][m] for m in METRICS} for label in STARTS},
         "decoding": reports["after"]["decoding"],
         "seed": cfg.seed,
@@ -102,10 +104,11 @@ def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:
     plot(curve, folder / "learning_curve.png", summary)
     table = Table(title=f"{cfg.run}: {summary['after']['success_end']['n']} held-out episodes, {summary['decoding']}")
     table.add_column("metric")
-    for label, what in STARTS.items():
+    columns = {"untrained": "random weights"} | STARTS if "untrained" in summary else STARTS
+    for label, what in columns.items():
         table.add_column(f"{label}\n{what}", justify="right")
     for metric in METRICS:
-        cells = [summary[label][metric] for label in STARTS]
+        cells = [summary[label][metric] for label in columns]
         table.add_row(metric, *[f"{c['mean']:.1%}  [{c['low']:.1%}, {c['high']:.1%}]" for c in cells])
     cli.console.print(table)
     total = sum(seconds.values())

@@ -12,7 +12,7 @@ Paper Section 3.2 and Appendix A. What differs from the public code of the study
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,5 +127,6 @@ class PPO(PolicyModule):
             measures["ratio_first"] = policy.ratio
         self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=size)
         if a.target_kl > 0 and not self.stopped:  # all processes stop together
-            self.stopped = bool(self.all_gather(policy.kl).max() > a.target_kl)
+            kl_of_all = cast(Tensor, self.all_gather(policy.kl))
+            self.stopped = bool(kl_of_all.max() > a.target_kl)
         return loss

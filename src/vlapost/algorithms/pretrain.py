@@ -32,16 +32,27 @@ WEIGHTS = (0.3, 1.0, 3.0, 1.0)  # the object covers under 1 % of the pixels, the
 class Sizes(Protocol):
     """Widths the heads read."""
 
-    patch_grid: tuple[int, int]
-    patch_size: int
-    patch_dim: int
-    hidden_dim: int
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels."""
+
+    @property
+    def patch_dim(self) -> int:
+        """Width of the patch features before the projector."""
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of h0."""
 
 
 class Pretrain(PolicyModule):
     """Action loss, segmentation loss, position loss.
 
-    `sizes` are those of the policy: patch_grid (rows, columns), patch_size (pixels), patch_dim and hidden_dim (widths).
+    `sizes` are those of the policy.
     """
 
     def __init__(
@@ -60,7 +71,7 @@ class Pretrain(PolicyModule):
     def configure_optimizers(self) -> Any:
         """AdamW on every weight that can get a gradient; no decay on vectors."""
         trainable = [p for p in cast(nn.Module, self).parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trainable if p.ndim > 1]},
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlapost.config import Config, UserError
-from vlapost.contracts import DemoBatch, EpisodeBatch, Policy, Rollout, VectorEnv
+from vlapost.contracts import DemoBatch, EpisodeBatch, GroundedBatch, Policy, Rollout, VectorEnv
 from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
 from vlapost.experience.collect import Stopwatch, collect
 
@@ -25,7 +25,7 @@ class DemoFeed:
     """Stored demonstrations as minibatches. size: number of samples. make: (indices `[B]`, generator) -> batch."""
 
     size: int
-    make: Callable[[Tensor, torch.Generator], DemoBatch]
+    make: Callable[[Tensor, torch.Generator], DemoBatch | GroundedBatch]
 
 
 class Simulation(Protocol):
@@ -75,7 +75,7 @@ class ExperienceModule(L.LightningDataModule):
         if "rollout" in c.experience.schedule or c.trainer.eval_every:
             self.env = self.simulation.make()
 
-    def train_dataloader(self) -> Minibatches | DemoBatches[DemoBatch]:
+    def train_dataloader(self) -> Minibatches | DemoBatches[DemoBatch | GroundedBatch]:
         """The source that is due; Lightning asks once per epoch (`reload_dataloaders_every_n_epochs=1`)."""
         c, e = self.config, self.config.experience
         assert self.trainer is not None
