@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vlapost.planner.actions import CLOSED, OPEN, delta_actions
-from vlapost.planner.grasp import Box, grasp_height, grasp_rotations, upright_box
+from vlapost.planner.grasp import FINGERTIP, Box, grasp_height, grasp_rotations, upright_box
 from vlapost.planner.motion import JOINT_LIMIT, ArmPlanner
 
 FloatArray = NDArray[np.float64]
 
 UP = np.array([0.0, 0.0, 1.0])
-APPROACH = 0.05  # metres above the grasp before descending
+APPROACH = 0.05  # metres above the grasp before descending, at least
+CLEARANCE = 0.015  # metres, at least, between object and fingertips while approaching
 LIFT = 0.10  # metres above the grasp before carrying
 RELEASE = 0.01  # metres between the bottom of the object and the receptacle's origin when the gripper opens
 SLOW = 0.45  # rad/s^2 of the lift, half the usual: the fingers need two control steps to hold firmly
@@ -58,8 +59,9 @@ def _plan(
     """Joint positions `[n + 1, 8]`, the present ones first, and n gripper commands; None if a motion fails."""
     grasp = np.array([box.centre[0], box.centre[1], grasp_height(box)])
     below = grasp[2] - (box.centre[2] - box.height / 2)  # how far the object reaches below the gripper frame
+    over = max(APPROACH, box.height - below + FINGERTIP + CLEARANCE)
     motions = [
-        (grasp + APPROACH * UP, JOINT_LIMIT, OPEN, 0),
+        (grasp + over * UP, JOINT_LIMIT, OPEN, 0),
         (grasp, JOINT_LIMIT, OPEN, CLOSE_STEPS),
         (grasp + LIFT * UP, SLOW, CLOSED, 0),
         (situation.receptacle + (below + RELEASE) * UP, JOINT_LIMIT, CLOSED, OPEN_STEPS),

@@ -1,0 +1,100 @@
+"""The planner: grasp geometry and actions by hand, then whole demonstrations in the real simulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from vlapost.assets.pack import open_pack
+from vlapost.config import load
+from vlapost.envs.scene import INITIAL_QPOS
+from vlapost.envs.vector import make_env
+from vlapost.experience.action_filter import filter_actions
+from vlapost.planner.actions import CLOSED, OPEN, delta_actions
+from vlapost.planner.demonstrate import Recording, demonstrate, replay
+from vlapost.planner.grasp import FINGERTIP, PALM, Box, grasp_height, grasp_rotations, upright_box
+from vlapost.planner.motion import ArmPlanner
+
+POINTING_DOWN = Rotation.from_matrix(np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]))  # x down, y along the base's y
+
+
+def test_the_box_of_a_turned_brick() -> None:
+    corners = np.array([[x, y, z] for x in (-0.06, 0.06) for y in (-0.02, 0.02) for z in (0.0, 0.03)])
+    turned = Rotation.from_euler("z", 30, degrees=True).apply(corners) + np.array([0.3, 0.1, 0.0])
+    box = upright_box(turned)
+    np.testing.assert_allclose(box.centre, [0.3, 0.1, 0.015], atol=1e-6)
+    assert (box.width, box.length, box.height) == pytest.approx((0.04, 0.12, 0.03), abs=1e-6)
+    # the short side of the brick is its y axis, turned by 30 degrees
+    assert abs(box.short @ [-0.5, np.sqrt(0.75), 0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_gripper_closes_on_the_short_side_and_turns_the_shorter_way() -> None:
+    box = Box(np.zeros(3), np.array([0.5, -np.sqrt(0.75), 0.0]), 0.04, 0.12, 0.03)
+    first, second, *others = grasp_rotations(box, POINTING_DOWN)
+    np.testing.assert_allclose(first.apply([1, 0, 0]), [0, 0, -1], atol=1e-12)
+    np.testing.assert_allclose(first.apply([0, 1, 0]), [-0.5, np.sqrt(0.75), 0], atol=1e-12)  # 30 degrees, not 150
+    np.testing.assert_allclose(second.apply([0, 1, 0]), [0.5, -np.sqrt(0.75), 0], atol=1e-12)  # the 180 degree turn
+    assert len(others) == 6
+
+
+@pytest.mark.parametrize(
+    ("height", "expected"),
+    [
+        (0.04, 0.02),  # the middle
+        (0.01, FINGERTIP + 0.002),  # flat: tips 2 mm above the table
+        (0.12, 0.12 - PALM + 0.002),  # tall: palm 2 mm above the top
+    ],
+)
+def test_grasp_height(height: float, expected: float) -> None:
+    box = Box(np.array([0, 0, height / 2]), np.array([0.0, 1, 0]), 0.03, 0.05, height)
+    assert grasp_height(box) == pytest.approx(expected)
+
+
+def test_actions_lead_the_virtual_target_along_the_path() -> None:
+    positions = np.array([[0.3, 0.0, 0.1], [0.31, 0.0, 0.08], [0.31, 0.02, 0.08]])
+    rotations = [Rotation.from_euler("XYZ", angles) for angles in ((0, 1.5, 0), (0.1, 1.4, 0.2), (0.1, 1.4, 0.5))]
+    actions = delta_actions(positions, rotations, [OPEN, CLOSED])
+    np.testing.assert_allclose(actions[:, :3], [[0.01, 0, -0.02], [0, 0.02, 0]], atol=1e-7)
+    assert actions[:, 6].tolist() == [1, -1]
+    target = rotations[0]
+    for action, rotation in zip(actions, rotations[1:]):
+        target = Rotation.from_euler("XYZ", action[3:6]) * target  # what the controller does
+        assert (target * rotation.inv()).magnitude() < 1e-6
+
+
+def test_a_planned_motion_ends_at_its_goal() -> None:
+    planner = ArmPlanner(open_pack("procedural"))
+    start = np.array(INITIAL_QPOS)
+    position, rotation = planner.pose(start)
+    np.testing.assert_allclose(position, [0.2921, -0.0061, 0.1353], atol=1e-4)
+    goal = position + np.array([0.05, 0.03, -0.06])
+    path = planner.plan(start, goal, rotation)
+    assert path is not None
+    reached, turned = planner.pose(path[-1])
+    np.testing.assert_allclose(reached, goal, atol=1e-3)
+    assert (turned * rotation.inv()).magnitude() < 0.002
+    speed = np.abs(np.diff(path[:, :6], axis=0, prepend=start[None, :6])) / 0.2
+    assert speed.max() <= 0.9 + 1e-6
+    assert planner.plan(start, position + np.array([1.0, 0, 0]), rotation) is None  # out of reach
+
+
+@pytest.mark.sim
+def test_demonstrations_succeed_and_replay_when_merged() -> None:
+    config = load("base", ["env.image_size=[64,64]"])
+    env = make_env(config.env, num_envs=1)
+    planner = ArmPlanner(env.scenes[0].pack)
+    # bread, 7up can, toy bear, banana, hamburger: object * 50176 + table * 3136 + position * 4 + yaw
+    episodes = [object_ * 50176 + 700 * object_ for object_ in (2, 4, 9, 12, 13)]
+    recordings = {episode: demonstrate(env, planner, episode) for episode in episodes}
+    succeeded = {episode: r for episode, r in recordings.items() if isinstance(r, Recording)}
+    assert len(succeeded) >= 4, recordings
+    replayed = 0
+    for episode, recording in succeeded.items():
+        assert len(recording.image) == len(recording.action) == len(recording.truth) == len(recording.success)
+        _, merged = filter_actions(recording.action, "merge", 0.01, 0.06)
+        assert len(merged) < len(recording.action)
+        replayed += bool(replay(env, episode, torch.from_numpy(merged)).success)
+    assert replayed >= len(succeeded) - 1
+    env.close()
