@@ -25,7 +25,8 @@ def run(argv: list[str]) -> None:
     cfg = config.load(name, overrides)
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
     claim(folder, cfg)
-    collect_demos.collect(cfg)
+    if "LOCAL_RANK" not in os.environ:  # the other processes find them
+        collect_demos.collect(cfg)
     if not (folder / "openvla-tiny").is_dir():
         pretrain(cfg, folder)
     if (folder / "openvla-tiny").is_dir() and os.environ.get("LOCAL_RANK", "0") == "0":

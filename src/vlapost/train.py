@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlapost import cli, config
+from vlapost import cli, collect_demos, config
 from vlapost.config import Config, UserError
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def run(argv: list[str]) -> None:
     """Train the stage named by the command line."""
     name, overrides = cli.parse(argv, "sft")
     cfg = config.load(name, overrides)
-    folder = config.ROOT / "lightning_logs" / cfg.run / cfg.algorithm.name
-    train(cfg, folder)
+    if "demos" in cfg.experience.schedule and "LOCAL_RANK" not in os.environ:  # the other processes find them
+        collect_demos.collect(cfg)
+    train(cfg, config.ROOT / "lightning_logs" / cfg.run / cfg.algorithm.name)
 
 
 def train(cfg: Config, folder: Path) -> None:

@@ -105,7 +105,7 @@ class Pretrain(PolicyModule):
 
 
 def cells(x_BPK: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Patch outputs `[B, P, CLASSES * side * side]` as an image of cells `[B, CLASSES, rows * side, columns * side]`."""
+    """Patch outputs `[B, P, CLASSES * side^2]` as cells `[B, CLASSES, rows * side, columns * side]`."""
     return F.pixel_shuffle(x_BPK.transpose(1, 2).unflatten(2, grid), side)
 
 
