@@ -106,19 +106,19 @@ def test_initial_state(env):
     torch.testing.assert_close(truth.object_position[0, 1], 0.028 - settled[0, 1], atol=1e-4, rtol=0)
 
 
-def test_an_episode_starts_and_runs_the_same_whatever_came_before(env):
-    def start(first: int, second: int):
+def test_an_episode_runs_bit_for_bit_the_same_whatever_came_before(env):
+    def play(first: int, second: int):
         env.reset(ids(first, second))
-        act(env, (0.01, 0, -0.02))
-        return env.ground_truth(), act(env, (0, 0.01, -0.02)).observation.image
+        images = torch.stack([step.observation.image for step in pick(env)])
+        return env.ground_truth(), images
 
     ball, carrot = episode(BALL, position=100), episode(CARROT, position=500, yaw=1)
-    truth, image = start(ball, carrot)
-    start(episode(BOTTLE), episode(BALL, position=7))
-    swapped, swapped_image = start(carrot, ball)
+    truth, images = play(ball, carrot)
+    play(episode(BOTTLE), episode(BALL, position=7))
+    swapped, swapped_images = play(carrot, ball)
     for name in ("object_position", "receptacle_position", "gripper_pose", "qpos", "segmentation"):
         assert torch.equal(getattr(truth, name), getattr(swapped, name).flip(0)), name
-    assert torch.equal(image, swapped_image.flip(0))
+    assert torch.equal(images, swapped_images.flip(1))
 
 
 def test_controller_adds_root_frame_translations_and_intrinsic_xyz_rotations(env):
