@@ -63,7 +63,7 @@ install_packages() {
         "$python" -m venv --clear .venv
     fi
     say "installing Python packages (a few minutes, several GB with CUDA)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' \
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]' \
         || stop "pip could not install the packages (its lines are above)."
 }
 
