@@ -16,7 +16,9 @@ GRIPPER_LINK = "ee_gripper_link"
 JOINT_LIMIT = 0.9  # rad/s and rad/s^2, of every arm joint
 CONTROL_PERIOD = 0.2  # seconds between the points of a path
 ARM_JOINTS = 6
-PATH_STEP = 0.02  # radians (joint norm) between the knots of a screw; at MPLib's 0.1 it ends 3 mm off its goal
+# Joint norm (rad) between the knots of a screw, tried in turn: at MPLib's 0.1 a path ends 3 mm off its goal, but a path
+# whose last knot is too close to the goal is refused, so that a step alone would lose good motions.
+PATH_STEPS = (0.02, 0.03, 0.05)
 
 
 class ArmPlanner(mplib.Planner):
@@ -57,9 +59,10 @@ class ArmPlanner(mplib.Planner):
         """
         self.joint_acc_limits = np.full(ARM_JOINTS, acceleration)
         target = np.concatenate([position, np.roll(rotation.as_quat(), 1)])
-        result = self.plan_screw(target, qpos, qpos_step=PATH_STEP, time_step=CONTROL_PERIOD, wrt_world=False)
-        if result["status"] != "Success" or len(result["position"]) < 2:
-            return None
-        path = np.tile(qpos, (len(result["position"]) - 1, 1))
-        path[:, :ARM_JOINTS] = result["position"][1:]
-        return path
+        for step in PATH_STEPS:
+            result = self.plan_screw(target, qpos, qpos_step=step, time_step=CONTROL_PERIOD, wrt_world=False)
+            if result["status"] == "Success" and len(result["position"]) > 1:
+                path = np.tile(qpos, (len(result["position"]) - 1, 1))
+                path[:, :ARM_JOINTS] = result["position"][1:]
+                return path
+        return None
