@@ -96,7 +96,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
         accelerator=t.accelerator,
         devices=t.devices,
         strategy="ddp" if t.devices > 1 else "auto",
-        precision=t.precision,  # type: ignore[arg-type]
+        precision="32-true",  # trainer.precision is that of the frozen base; adapters and RL scalars stay float32
         max_epochs=t.iterations,
         accumulate_grad_batches=cfg.optim.accumulate,
         gradient_clip_val=cfg.optim.grad_clip,
