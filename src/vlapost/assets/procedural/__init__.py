@@ -14,7 +14,7 @@ from vlapost.assets.procedural.robot import write_robot
 from vlapost.assets.procedural.tables import photograph
 from vlapost.assets.procedural.textures import TEXTURES
 
-VERSION = 3  # part of the pack's folder name; raised whenever a file of the pack changes
+VERSION = 4  # part of the pack's folder name; raised whenever a file of the pack changes
 
 
 def generate(root: Path) -> None:
