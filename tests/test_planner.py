@@ -14,7 +14,7 @@ from vlapost.envs.vector import make_env
 from vlapost.experience.action_filter import filter_actions
 from vlapost.planner.actions import CLOSED, OPEN, delta_actions
 from vlapost.planner.demonstrate import Recording, demonstrate, replay
-from vlapost.planner.grasp import FINGERTIP, PALM, Box, grasp_height, grasp_rotations, upright_box
+from vlapost.planner.grasp import FINGERTIP, PALM, Box, grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
 
 POINTING_DOWN = Rotation.from_matrix(np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]))  # x down, y along the base's y
@@ -37,6 +37,16 @@ def test_the_gripper_closes_on_the_short_side_and_turns_the_shorter_way() -> Non
     np.testing.assert_allclose(first.apply([0, 1, 0]), [-0.5, np.sqrt(0.75), 0], atol=1e-12)  # 30 degrees, not 150
     np.testing.assert_allclose(second.apply([0, 1, 0]), [0.5, -np.sqrt(0.75), 0], atol=1e-12)  # the 180 degree turn
     assert len(others) == 6
+
+
+def test_a_shovel_is_held_at_its_handle() -> None:
+    """A 60 mm blade at x -0.09 to 0.02, a 10 mm handle at 0.02 to 0.09, 5 mm off the middle line."""
+    x, y = np.meshgrid(np.linspace(-0.09, 0.09, 181), np.linspace(-0.03, 0.03, 61), indexing="ij")
+    solid = (x <= 0.0201) | (np.abs(y - 0.005) <= 0.00501)
+    shovel = np.stack([x[solid], y[solid], 0 * x[solid]], axis=1)
+    place = grasp_place(shovel, upright_box(shovel))
+    # the finger, 25 mm wide, must be past the blade: the first 5 mm step from 0 for which x - 0.0125 > 0.02
+    np.testing.assert_allclose(place, [0.035, 0.005], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -71,18 +71,20 @@ def situation_of(scene: PutOnPlateScene) -> Situation:
     """The true state of a single scene as the planner wants it."""
     to_base = scene.agent.base.pose.inv()
     to_object = (to_base * scene.object.pose).to_transformation_matrix()[0].double().numpy()
-    local = mesh_vertices(scene.pack.objects[scene.bodies[0][0]].collision)
+    local = surface_points(scene.pack.objects[scene.bodies[0][0]].collision)
     return Situation(
         qpos=scene.agent.robot.get_qpos()[0].double().numpy(),
-        vertices=local @ to_object[:3, :3].T + to_object[:3, 3],
+        surface=local @ to_object[:3, :3].T + to_object[:3, 3],
         receptacle=(to_base * scene.receptacle.pose).p[0].double().numpy(),
     )
 
 
 @cache
-def mesh_vertices(path: Path) -> NDArray[np.float64]:
-    """Vertices `[n, 3]` of a collision mesh, body frame, metres."""
-    return np.asarray(trimesh.load_mesh(path, process=False).vertices)
+def surface_points(path: Path) -> NDArray[np.float64]:
+    """Vertices and 4,000 evenly spread points `[n, 3]` of a collision mesh, body frame, metres."""
+    mesh = trimesh.load_mesh(path, process=False)
+    points, _ = trimesh.sample.sample_surface(mesh, 4000, seed=0)
+    return np.concatenate([mesh.vertices, points])
 
 
 def _cause(metrics: Metrics) -> str:

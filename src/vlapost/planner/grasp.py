@@ -15,6 +15,8 @@ FloatArray = NDArray[np.float64]
 FINGERTIP = 0.0154  # the tips end this far in front of it
 PALM = 0.0406  # the palm is this far behind it
 MARGIN = 0.002
+FINGER = 0.0125  # half the width of a finger, along its z axis
+OPENING = 0.044  # the widest part to close on: the gap of the open fingers less 8 mm
 # Turns of the grasp about the vertical, degrees: the same grasp with the wrist the other way round comes second.
 TURNS = (0, 180, 90, -90, 45, -45, 135, -135)
 
@@ -42,6 +44,23 @@ def upright_box(vertices: FloatArray) -> Box:
         width, length, short = length, width, np.array([-short[1], short[0], 0.0])
     low, high = vertices[:, 2].min(), vertices[:, 2].max()
     return Box(np.array([x, y, (low + high) / 2]), short, width, length, high - low)
+
+
+def grasp_place(points: FloatArray, box: Box) -> FloatArray:
+    """Horizontal position `[2]` of the gripper: nearest the box's middle where the object fits between the fingers.
+
+    Args:
+        points: `[n, 3]` on the object's surface, dense against the width of a finger.
+    """
+    short, long = box.short[:2], np.array([-box.short[1], box.short[0]])
+    offsets = points[:, :2] - box.centre[:2]
+    across, along = offsets @ short, offsets @ long
+    reach = np.arange(0.0, box.length / 2 - FINGER, 0.005)
+    for place in sorted([*reach, *-reach[1:]], key=abs):
+        part = across[np.abs(along - place) < FINGER]
+        if len(part) and np.ptp(part) <= OPENING:
+            return box.centre[:2] + place * long + (part.min() + part.max()) / 2 * short
+    return box.centre[:2]
 
 
 def grasp_height(box: Box) -> float:

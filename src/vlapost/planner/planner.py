@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vlapost.planner.actions import CLOSED, OPEN, delta_actions
-from vlapost.planner.grasp import FINGERTIP, Box, grasp_height, grasp_rotations, upright_box
+from vlapost.planner.grasp import FINGERTIP, Box, grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import JOINT_LIMIT, ArmPlanner
 
 FloatArray = NDArray[np.float64]
@@ -27,11 +27,11 @@ CLOSE_STEPS, OPEN_STEPS = 1, 2  # control steps without motion; in the second op
 class Situation:
     """What the planner is told, all in the robot base frame (metres, radians).
 
-    qpos: `[8]`. vertices: `[n, 3]` of the object's collision mesh. receptacle: `[3]` its origin.
+    qpos: `[8]`. surface: `[n, 3]` points of the object's collision mesh. receptacle: `[3]` its origin.
     """
 
     qpos: FloatArray
-    vertices: FloatArray
+    surface: FloatArray
     receptacle: FloatArray
 
 
@@ -42,7 +42,7 @@ def plan_demonstration(planner: ArmPlanner, situation: Situation) -> NDArray[np.
     planned to end, so the sum of all actions is exactly the planned path. The first grasp rotation for which all
     motions can be planned is taken; None if there is none.
     """
-    box = upright_box(situation.vertices)
+    box = upright_box(situation.surface)
     _, present = planner.pose(situation.qpos)
     for rotation in grasp_rotations(box, present):
         path = _plan(planner, situation, box, rotation)
@@ -57,7 +57,7 @@ def _plan(
     planner: ArmPlanner, situation: Situation, box: Box, rotation: Rotation
 ) -> tuple[FloatArray, list[float]] | None:
     """Joint positions `[n + 1, 8]`, the present ones first, and n gripper commands; None if a motion fails."""
-    grasp = np.array([box.centre[0], box.centre[1], grasp_height(box)])
+    grasp = np.array([*grasp_place(situation.surface, box), grasp_height(box)])
     below = grasp[2] - (box.centre[2] - box.height / 2)  # how far the object reaches below the gripper frame
     over = max(APPROACH, box.height - below + FINGERTIP + CLEARANCE)
     motions = [
