@@ -199,7 +199,9 @@ def write_robot(folder: Path) -> None:
     _write(_urdf(), folder / "wx250s.urdf")
     srdf = ET.Element("robot", name="wx250s")
     for first, second in NEIGHBOURS:
-        ET.SubElement(srdf, "disable_collisions", link1=first, link2=second, reason="Default")  # the word SAPIEN honours
+        ET.SubElement(
+            srdf, "disable_collisions", link1=first, link2=second, reason="Default"
+        )  # the word SAPIEN honours
     _write(srdf, folder / "wx250s.srdf")
 
 
