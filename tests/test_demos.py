@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +204,25 @@ def test_a_leftover_of_a_killed_writer_is_removed(folder: Path) -> None:
     with pytest.raises(UserError, match="Another process collects"):
         DemoWriter(folder, META)
     writer.close()
+
+
+@pytest.mark.sim
+def test_a_killed_collection_continues_as_if_it_had_not_been(tmp_path: Path) -> None:
+    words = ["demos.episodes=3", "demos.shard_episodes=1", "env.image_size=[32,32]"]
+    command = [sys.executable, "-m", "vlapost.collect_demos", *words]
+    with subprocess.Popen([*command, "demos.workers=2", f"demos.path={tmp_path / 'killed'}"]) as process:
+        while not list_shards(tmp_path / "killed") and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    left = DemoDataset(tmp_path / "killed", "none", 0.01, 0.06)
+    assert 1 <= left.episodes <= 3
+    subprocess.run([*command, "demos.workers=1", f"demos.path={tmp_path / 'killed'}"], check=True)
+    subprocess.run([*command, "demos.workers=1", f"demos.path={tmp_path / 'whole'}"], check=True)
+    killed, whole = (DemoDataset(tmp_path / name, "none", 0.01, 0.06) for name in ("killed", "whole"))
+    assert killed.episodes == whole.episodes == 3
+    torch.testing.assert_close(killed.actions, whole.actions, rtol=0, atol=0)
+    every = torch.arange(len(whole))
+    torch.testing.assert_close(killed.observation(every)[0], whole.observation(every)[0], rtol=0, atol=0)
 
 
 def test_settings_must_agree(folder: Path) -> None:

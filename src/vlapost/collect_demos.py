@@ -12,12 +12,14 @@ command continues after an interruption, and a larger demos.episodes adds to wha
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -47,6 +49,15 @@ def start(cfg: EnvConfig) -> None:
 
     torch.set_num_threads(1)
     Worker.cfg = cfg
+    Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Leave when the collecting command is gone, even if it was killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def tools() -> tuple[SceneVector, ArmPlanner]:
@@ -173,8 +184,6 @@ def meta_of(cfg: Config) -> DemoMeta:
 
 def report(folder: Path, writer: DemoWriter) -> None:
     """Print what the folder holds, and write it to `failures.json` there."""
-    import os
-
     failed = sum(writer.failures.values())
     size = sum(file.stat().st_size for file in folder.glob("shard-*.arrow"))
     table = Table(title=f"Demonstrations in {folder}", show_header=False)
