@@ -232,6 +232,10 @@ def _check_values(config: Config) -> None:
         raise UserError(f"demos.filter is '{config.demos.filter}'; it must be merge, drop or none.")
     if config.optim.schedule not in ("constant", "cosine"):
         raise UserError(f"optim.schedule is '{config.optim.schedule}'; it must be constant or cosine.")
+    if config.trainer.accelerator not in ("auto", "cpu"):
+        raise UserError(f"trainer.accelerator is '{config.trainer.accelerator}'; it must be auto or cpu.")
+    if config.trainer.precision not in ("32-true", "bf16-true"):
+        raise UserError(f"trainer.precision is '{config.trainer.precision}'; it must be 32-true or bf16-true.")
     for source in config.experience.schedule:
         if source not in ("rollout", "demos"):
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")

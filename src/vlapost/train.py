@@ -93,9 +93,9 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
         enable_version_counter=False,
     )  # fmt: skip
     return L.Trainer(
-        accelerator=t.accelerator,
-        devices=t.devices,
-        strategy="ddp" if t.devices > 1 else "auto",
+        accelerator="gpu" if gpus else "cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
         precision="32-true",  # trainer.precision is that of the frozen base; adapters and RL scalars stay float32
         max_epochs=t.iterations,
         accumulate_grad_batches=cfg.optim.accumulate,

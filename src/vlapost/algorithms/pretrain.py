@@ -99,8 +99,8 @@ class Pretrain(PolicyModule):
             "bin_distance_xy": distance[:, :2].mean(),
             "gripper_accuracy": (distance[:, 6] == 0).float().mean(),
         }
-        self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=len(batch), on_step=False,
-                      on_epoch=True)  # fmt: skip
+        logged = {f"train/{k}": v.detach() for k, v in measures.items()}
+        self.log_dict(logged, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
 

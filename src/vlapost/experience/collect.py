@@ -74,7 +74,7 @@ def _episodes(
             ("action_tokens", output.action_tokens),
             ("logprob", output.logprob),
             ("value", output.value),
-            ("reward", step.reward),
+            ("reward", step.reward.to(output.value.device)),
         ):
             steps[name].append(value)
         on_step(len(observation))
