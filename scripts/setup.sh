@@ -79,13 +79,13 @@ install_libraries() {
 
 icd() { compgen -G "/usr/share/vulkan/icd.d/$1" >/dev/null || compgen -G "/etc/vulkan/icd.d/$1" >/dev/null; }
 
+# The same rule as at run time: vlapost/drivers.py.
 gpu_driver() {
-    # In containers NVIDIA's compute libraries often come without the graphics one that Vulkan needs.
-    if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then
-        if ldconfig -p | grep -q libGLX_nvidia.so.0; then return 0; fi
+    [ "$(.venv/bin/python -m vlapost.drivers)" = gpu ] && return 0
+    if [ -e /dev/nvidia0 ]; then
         say "Vulkan: an NVIDIA GPU is here but not its graphics library libGLX_nvidia.so.0; drawing in software"
     fi
-    compgen -G '/dev/dri/renderD*' >/dev/null && { icd 'radeon*' || icd 'intel*'; }
+    return 1
 }
 
 mesa_version() { dpkg-query -W -f '${Version}' mesa-vulkan-drivers 2>/dev/null | sed 's/^[0-9]*://'; }

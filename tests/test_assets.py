@@ -13,7 +13,7 @@ import pytest
 import sapien
 import trimesh
 
-import vlapost.envs.drivers  # noqa: F401  (chooses the Vulkan driver)
+import vlapost.drivers  # noqa: F401  (chooses the Vulkan driver)
 from vlapost.assets import pack as pack_module
 from vlapost.assets import procedural
 from vlapost.assets.pack import Model, Pack, open_pack, verify, write_manifest

@@ -1,6 +1,7 @@
 """Make targets, error sentences, the doctor's lines."""
 
 import errno
+import os
 import re
 import signal
 import socket
@@ -10,7 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from vlapost import cli, doctor
+from vlapost import cli, doctor, drivers
 from vlapost.config import ROOT, UserError
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -144,3 +145,36 @@ def test_doctor_reports_whatever_a_check_does(program: str, expected: tuple[bool
 def test_checks_that_need_nothing_pass_here(name: str) -> None:
     healthy, text = doctor.judge([sys.executable, "-m", "vlapost.doctor", name], "mend it")
     assert healthy, text
+
+
+# ---- Vulkan driver
+
+
+@pytest.mark.parametrize(
+    ("device", "description", "library", "expected"),
+    [
+        (True, True, False, "gpu"),
+        (True, False, True, "gpu"),
+        (True, False, False, "cpu"),  # a container with compute libraries alone
+        (False, True, True, "cpu"),
+    ],
+)
+def test_a_gpu_draws_only_with_device_and_driver(monkeypatch, tmp_path, device, description, library, expected) -> None:
+    for name in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES"):
+        monkeypatch.setenv(name, "")
+    (tmp_path / "lvp_icd.x86_64.json").touch()
+    if description:
+        (tmp_path / "nvidia_icd.json").touch()
+    monkeypatch.setattr(drivers, "GPU_DEVICES", (tmp_path if device else tmp_path / "none",))
+    monkeypatch.setattr(drivers, "ICD_FOLDERS", (tmp_path,))
+    monkeypatch.setattr(drivers, "find_library", lambda name: "libGLX_nvidia.so.0" if library else None)
+    assert drivers.choose_driver() == expected
+    software = str(tmp_path / "lvp_icd.x86_64.json")
+    assert os.environ["VK_DRIVER_FILES"] == ("" if expected == "gpu" else software)
+
+
+def test_a_driver_the_user_names_is_kept(monkeypatch) -> None:
+    monkeypatch.setenv("VK_DRIVER_FILES", "/somewhere/lvp_icd.json")
+    assert drivers.choose_driver() == "cpu"
+    monkeypatch.setenv("VK_DRIVER_FILES", "/somewhere/radeon_icd.json")
+    assert drivers.choose_driver() == "gpu"

@@ -109,7 +109,7 @@ def check_torch() -> str:
 
 def check_vulkan() -> str:
     """What the simulator draws with."""
-    from vlapost.envs.drivers import RENDER_BACKEND  # before sapien  # isort: skip
+    from vlapost.drivers import RENDER_BACKEND  # before sapien  # isort: skip
     import sapien
 
     summary = sapien.render.get_device_summary().splitlines()

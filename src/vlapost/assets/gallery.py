@@ -7,19 +7,18 @@ Objects and receptacles stand on grey ground as SAPIEN renders them; table pictu
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import sapien
 from numpy.typing import NDArray
 
+import vlapost.drivers  # noqa: F401  (chooses the Vulkan driver)
 from vlapost.assets.pack import Model, Pack, open_pack
 from vlapost.config import UserError
 
-SOFTWARE_DRIVER = "/usr/share/vulkan/icd.d/lvp_icd.json"
-GPU_DEVICES = ("/dev/nvidia0", "/dev/dri/renderD128", "/dev/dxg")
 COLUMNS = 7
 TILE = (180, 240)  # height, width in pixels
 TURN = np.radians(-25)  # of every body about z
@@ -28,10 +27,6 @@ Picture = NDArray[np.uint8]
 
 def photograph(models: tuple[Model, ...]) -> list[Picture]:
     """One picture `[180, 240, 3]` RGB per body, from above at an angle, all at the same scale."""
-    if not any(Path(device).exists() for device in GPU_DEVICES):
-        os.environ.setdefault("VK_DRIVER_FILES", SOFTWARE_DRIVER)
-    import sapien  # reads the choice of driver
-
     scene = sapien.Scene()
     scene.set_ambient_light([0.3, 0.3, 0.3])
     scene.add_directional_light([0, 0, -1], [2.2, 2.2, 2.2])

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vlapost.assets.pack import Model, open_pack
 from vlapost.envs import overlay, rules
-from vlapost.envs.drivers import RENDER_BACKEND
+from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs.episodes import SETUPS, EpisodeSpec, decode, find_setup, instruction
 from vlapost.envs.robot import BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
 

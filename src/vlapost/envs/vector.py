@@ -12,7 +12,7 @@ from torch import Tensor
 from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
 from vlapost.envs import rules
-from vlapost.envs.drivers import RENDER_BACKEND
+from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs.episodes import find_setup
 from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
 
