@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vlapost.config import UserError
+from vlapost.disk import flush, flush_entry
 
 
 def read_json(path: Path) -> Any:
@@ -62,18 +65,53 @@ def read_model(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
     return tensors
 
 
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write one safetensors file.
+
+    Raises:
+        OSError: with the system's number (ENOSPC on a full disk) and `path`; safetensors itself hides them in a text.
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from None
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`; it takes the name `folder` (replacing an old one) when the block succeeds."""
+    """A temporary folder beside `folder`; it takes the name `folder` (replacing an old one) when the block succeeds.
+
+    Whatever interrupts this, `restore(folder)` finds either the old content or the new.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
+    restore(folder)
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir()
     try:
         yield new
+        flush(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+        flush_entry(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def restore(folder: Path) -> None:
+    """Give a folder its old content back if its replacement was interrupted when neither had the name."""
+    old = _beside(folder, "old")
+    if old.is_dir() and not folder.exists():
+        with suppress(FileNotFoundError):  # another process was faster
+            old.rename(folder)
+
+
+def _beside(folder: Path, word: str) -> Path:
+    return folder.with_name(f".{folder.name}.{word}")

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
@@ -24,7 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vlapost.config import UserError
 from vlapost.policies.action_tokens import FIRST_ID, LAST_ID
-from vlapost.policies.files import new_folder, read_json, read_model
+from vlapost.policies.files import new_folder, read_json, read_model, restore, write_tensors
 from vlapost.policies.prompt import BOS
 from vlapost.policies.vit import VisionTransformer, ViTSizes
 
@@ -158,6 +157,7 @@ def load_openvla(folder: Path, device: torch.device | str, dtype: torch.dtype) -
     Raises:
         UserError: the folder or a file is missing or truncated, or tensors do not fit; the sentence names it.
     """
+    restore(folder)
     if not folder.is_dir():
         raise UserError(f"There is no checkpoint folder {folder}; `make pretrain` creates models/openvla-tiny.")
     config = read_json(folder / "config.json")
@@ -206,7 +206,7 @@ def save_openvla(network: OpenVLA, source: Path, statistics: dict[str, Any], fol
             shutil.copyfile(source / name, new / name)
         (new / "config.json").write_text(json.dumps(network.config, indent=2) + "\n", encoding="utf-8")
         (new / "dataset_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
-        save_file(state, new / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(state, new / "model.safetensors")
 
 
 def _encoder_sizes(state: dict[str, Tensor], encoder: str, heads: int, folder: Path) -> ViTSizes:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
@@ -25,7 +24,7 @@ from vlapost.config import PolicyConfig, UserError
 from vlapost.contracts import ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
-from vlapost.policies.files import new_folder, read_json, read_tensors
+from vlapost.policies.files import new_folder, read_json, read_tensors, restore, write_tensors
 from vlapost.policies.folded import keep_folded
 from vlapost.policies.openvla import OpenVLA, load_openvla, save_openvla
 from vlapost.policies.preprocess import Preprocess
@@ -255,15 +254,16 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     config = lora.lora_config(policy.network, layer.r["default"], layer.lora_alpha["default"])
     config.base_model_name_or_path = policy.source.name
     with new_folder(Path(folder)) as new:
-        save_file(policy.adapter_state(), new / lora.WEIGHTS, metadata={"format": "pt"})
+        write_tensors(policy.adapter_state(), new / lora.WEIGHTS)
         config.save_pretrained(str(new))
         (new / STATISTICS).write_text(json.dumps(policy.statistics, indent=2) + "\n", encoding="utf-8")
         if policy.value_head is not None:
             head = policy.value_head.state_dict(prefix="value_head.")
-            save_file({name: tensor.cpu() for name, tensor in head.items()}, new / VALUE_HEAD)
+            write_tensors({name: tensor.cpu() for name, tensor in head.items()}, new / VALUE_HEAD)
 
 
 def _check_adapter(folder: Path, cfg: PolicyConfig) -> None:
+    restore(folder)
     if not folder.is_dir():
         raise UserError(f"There is no adapter folder {folder} (policy.adapter); train one or leave the key empty.")
     rank, alpha = lora.adapter_sizes(folder)

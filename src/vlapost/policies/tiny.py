@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlapost.policies.action_tokens import FIRST_ID, LAST_ID
-from vlapost.policies.files import new_folder
+from vlapost.policies.files import new_folder, write_tensors
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.prompt import PAD
 from vlapost.policies.tiny_tokenizer import write_tokenizer
@@ -70,7 +69,7 @@ def write_tiny(folder: Path | str, seed: int, statistics: dict[str, Any]) -> Non
         initialise(network, known, torch.Generator().manual_seed(seed))
         state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in network.state_dict().items()}
         del state["language_model.lm_head.weight"]  # tied to embed_tokens
-        save_file(state, new / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(state, new / "model.safetensors")
         _write_json(new / "config.json", config)
         _write_json(new / "preprocessor_config.json", preprocessor)
         _write_json(new / "dataset_statistics.json", statistics)
