@@ -142,6 +142,38 @@ def test_verify_names_the_file_with_a_flipped_bit(pack: Pack, tmp_path: Path) ->
         verify(copy)
 
 
+def test_a_pack_with_a_damaged_collision_shape_does_not_open(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(pack.root, root)
+    victim = root / "objects" / "001_carrot_simpler" / "collision.obj"
+    victim.write_text(victim.read_text().replace("1", "2", 1))
+    monkeypatch.setenv("VLAPOST_ASSETS", str(root))
+    with pytest.raises(UserError, match=r"001_carrot_simpler/collision\.obj is corrupt .*; copy the pack again"):
+        open_pack("paper")
+    assert open_pack("procedural") is pack  # read and compared once
+
+
+def test_missing_visuals_are_told_once_and_not_by_workers(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name in ("first", "second"):
+        root = tmp_path / name
+        shutil.copytree(pack.root, root)
+        (root / "objects" / "010_toy bear_1" / "textured.glb").unlink()
+        (root / "manifest.json").unlink()
+        write_manifest(root)
+        monkeypatch.setenv("VLAPOST_ASSETS", str(root))
+        for _ in range(2):
+            bear = open_pack("paper").objects[9]
+            assert bear.visual == bear.collision
+        told = [str(warning.message) for warning in recwarn if "no visual mesh" in str(warning.message)]
+        assert len(told) == 1 and "010_toy bear_1" in told[0] and "first" in told[0]
+        monkeypatch.setenv("LOCAL_RANK", "1")
+
+
 def test_collision_pieces_are_convex_and_small_in_sapien(pack: Pack) -> None:
     material = sapien.physx.PhysxMaterial(1.0, 1.0, 0.0)
     for model in pack.objects + pack.receptacles:
@@ -253,6 +285,7 @@ def test_wrong_packs_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.skipif("VLAPOST_ASSETS" not in os.environ, reason="needs the paper's asset pack in $VLAPOST_ASSETS")
 def test_paper_pack_agrees_with_the_procedural_one(pack: Pack) -> None:
+    pack_module._open.cache_clear()
     with pytest.warns(UserWarning, match="010_toy bear_1, 017_travel cup_1, 005_sheet metal_1"):
         paper = open_pack("paper")
     assert verify(paper) == 172

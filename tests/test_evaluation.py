@@ -217,7 +217,7 @@ def test_a_workers_user_error_arrives_as_its_sentence(tmp_path: Path) -> None:
 
 
 def test_a_crashed_worker_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="exit code -9"):
+    with pytest.raises(UserError, match="exit code -9"):
         parallel.run_parallel(build_and_die, settings(1), [1], tmp_path, {})
 
 

@@ -11,7 +11,7 @@ from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyOutput, Rol
 from vlapost.experience.augment import augment
 from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
-from vlapost.experience.datamodule import check_batches
+from vlapost.experience.datamodule import check_batches, to_go
 
 T, E = 4, 3
 
@@ -37,7 +37,7 @@ def minibatches(passes: int = 1, collect_fn=rollout_of) -> Minibatches:
     def advantage(r: Rollout):
         return r.reward * 2, r.reward * 3
 
-    return Minibatches(collect_fn, advantage, T * E, 4, passes, seeded(0), Stopwatch())
+    return Minibatches(collect_fn, advantage, T * E, 4, passes, seeded(0))
 
 
 def test_every_sample_once_per_pass_with_its_own_fields():
@@ -167,6 +167,11 @@ def test_augment_is_seeded_mild_and_keeps_the_form():
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert (one.float() - smooth.float()).abs().mean() < 60
+
+
+def test_discounted_reward_to_go():
+    # 1 + 0.5 * (2 + 0.5 * 4) = 3, 2 + 0.5 * 4 = 4, 4
+    assert to_go(torch.tensor([[1.0], [2.0], [4.0]]), 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
 
 
 @pytest.mark.parametrize("override", ["optim.batch_size=7", "optim.accumulate=3"])

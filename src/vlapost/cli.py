@@ -6,8 +6,11 @@ Exit codes: 0 done, 2 something the user can mend (one sentence on stderr), 130 
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from threading import Thread
 
 from rich.console import Console
 from rich.progress import (
@@ -74,6 +77,18 @@ def parse(argv: Sequence[str], default: str) -> tuple[str, list[str]]:
             "give one configuration and then key=value words."
         )
     return (names[0] if names else default), [word for word in argv if "=" in word]
+
+
+def end_with_parent() -> None:
+    """Leave when the process that started this one is gone, even if it was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 class _RateColumn(ProgressColumn):

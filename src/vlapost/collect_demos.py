@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from vlapost.cli import console, main, parse, progress
+from vlapost.cli import console, end_with_parent, main, parse, progress
 from vlapost.config import ROOT, Config, EnvConfig, UserError, load
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure
     from vlapost.planner.motion import ArmPlanner
 
+HOPELESS = 100  # attempts without any success: something is broken
 QUEUED = 4  # attempts handed out per worker, so that none waits for another
 
 
@@ -49,15 +50,8 @@ def start(cfg: EnvConfig) -> None:
 
     torch.set_num_threads(1)
     Worker.cfg = cfg
-    Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Leave when the collecting command is gone, even if it was killed."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the collecting command answers
+    end_with_parent()
 
 
 def tools() -> tuple[SceneVector, ArmPlanner]:
@@ -138,24 +132,32 @@ def collect(cfg: Config) -> DemoWriter:
         episodes: list[DemoEpisode] = []
         failures: list[Failure] = []
         done = begin
-        for result in results(pool, cfg, begin, end):
-            tried += 1
-            done += 1
-            if isinstance(result, Failure):
-                failures.append(result)
-            else:
-                episodes.append(result)
-                bar.advance(task)
-            causes = writer.failures + Counter(failure.cause for failure in failures)
-            new = writer.episodes + len(episodes) - known
-            note = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
-            bar.update(task, note=f"success {new / tried:.0%}" + (f"; failed: {note}" if note else ""))
-            complete = end is None and writer.episodes + len(episodes) >= cfg.demos.episodes
-            if complete or done == end or len(episodes) == cfg.demos.shard_episodes:
-                writer.write(begin, done, episodes, failures)
-                begin, episodes, failures = done, [], []
-            if complete:
-                return
+        try:
+            for result in results(pool, cfg, begin, end):
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    episodes.append(result)
+                    bar.advance(task)
+                tried += 1
+                done += 1
+                if tried == HOPELESS and not writer.episodes + len(episodes):
+                    raise UserError(
+                        f"The first {HOPELESS} attempts all failed ({causes_of(writer, failures)}); run make doctor."
+                    )
+                new = writer.episodes + len(episodes) - known
+                note = causes_of(writer, failures)
+                bar.update(task, note=f"success {new / tried:.0%}" + (f"; failed: {note}" if note else ""))
+                complete = end is None and writer.episodes + len(episodes) >= cfg.demos.episodes
+                if complete or done == end or len(episodes) == cfg.demos.shard_episodes:
+                    writer.write(begin, done, episodes, failures)
+                    begin, episodes, failures = done, [], []
+                if complete:
+                    return
+        except KeyboardInterrupt:
+            if done > begin:
+                writer.write(begin, done, episodes, failures)  # what is finished is kept
+            raise
 
     try:
         with bar:
@@ -171,6 +173,12 @@ def collect(cfg: Config) -> DemoWriter:
     finally:
         pool.shutdown(cancel_futures=True)
     return writer
+
+
+def causes_of(writer: DemoWriter, failures: list[Failure]) -> str:
+    """Failures so far by cause, the most frequent first."""
+    causes = writer.failures + Counter(failure.cause for failure in failures)
+    return ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
 
 
 def meta_of(cfg: Config) -> DemoMeta:

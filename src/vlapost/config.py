@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 ROOT = Path(os.environ.get("VLAPOST_ROOT", Path(__file__).resolve().parents[2]))
 CONF = ROOT / "conf"
@@ -177,7 +178,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     layers = [(CONF / "base.yaml", OmegaConf.load(CONF / "base.yaml"))]
     if name != "base":
         layers.append((path, OmegaConf.load(path)))
-    layers.append((Path("command line"), OmegaConf.from_dotlist(list(overrides))))
+    try:
+        layers.append((Path("command line"), OmegaConf.from_dotlist(list(overrides))))
+    except YAMLError as error:
+        raise UserError(f"An override cannot be read: {' '.join(str(error).split())}.") from None
     merged = OmegaConf.structured(Config)
     for source, layer in layers:
         try:
@@ -187,9 +191,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             raise
         except (ValidationError, OmegaConfBaseException) as error:
             raise UserError(
-                f"Wrong value for '{error.full_key}' in {source.name}: {str(error).splitlines()[0]}."
+                f"Wrong value for '{error.full_key or 'a section'}' in {source.name}: {str(error).splitlines()[0]}."
             ) from None
-    config: Any = OmegaConf.to_object(merged)
+    try:
+        config: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"Wrong value for '{error.full_key}': {str(error).splitlines()[0]}.") from None
     _check_values(config)
     return config
 
@@ -226,8 +233,27 @@ def _check_key(key: str, where: str) -> None:
     raise UserError(f"Unknown key '{key}' in {where}{hint}")
 
 
+AT_LEAST_ONE = (
+    "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers", "demos.shard_episodes",
+    "experience.demo_steps", "experience.rounds", "experience.passes", "optim.batch_size", "optim.accumulate",
+    "trainer.iterations", "evaluation.episodes", "evaluation.workers",
+)  # fmt: skip
+
+
 def _check_values(config: Config) -> None:
-    """Combinations that types cannot express."""
+    """What types cannot express."""
+    for key in AT_LEAST_ONE:
+        section, name = key.split(".")
+        if getattr(getattr(config, section), name) < 1:
+            raise UserError(f"{key} is {getattr(getattr(config, section), name)}; it must be 1 or more.")
+    if config.experience.temperature <= 0:
+        raise UserError(f"experience.temperature is {config.experience.temperature}; it must be above 0.")
+    if config.algorithm.name not in ("sft", "ppo", "pretrain"):
+        raise UserError(f"algorithm.name is '{config.algorithm.name}'; it must be sft or ppo.")
+    if config.algorithm.name == "sft" and config.policy.critic:
+        raise UserError("policy.critic is true, but SFT trains no critic; leave it false.")
+    if not config.experience.schedule:
+        raise UserError("experience.schedule is empty; it must name rollout, demos or both.")
     if config.demos.filter not in ("merge", "drop", "none"):
         raise UserError(f"demos.filter is '{config.demos.filter}'; it must be merge, drop or none.")
     if config.optim.schedule not in ("constant", "cosine"):

@@ -1,7 +1,7 @@
 """Success of a policy on the fixed held-out episodes.
 
-    make evaluate ARGS="policy.adapter=lightning_logs/ppo/final"
-    make evaluate ARGS="policy.adapter=lightning_logs/ppo/final evaluation.temperature=0.6 env.obj_set=test"
+    make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter"
+    make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter evaluation.temperature=0.6 env.obj_set=test"
 
 Episodes, a report and videos go to lightning_logs/<run>/evaluation/<what was evaluated>/, where <run> is the one the
 adapter comes from. The same command continues where it was stopped; more `evaluation.episodes` add to those finished.
@@ -106,7 +106,7 @@ def fingerprint(c: Config) -> str:
 def _identity(c: Config) -> str:
     """Short digest of all that decides an episode: not how many there are, by how many processes, filmed or not."""
     env = OmegaConf.to_yaml(OmegaConf.structured(replace(c.env, num_envs=0)))
-    decisive = f"{env} {c.policy.unnorm_key} {c.evaluation.temperature} {c.seed} {fingerprint(c)}"
+    decisive = f"{env} {c.policy.unnorm_key} {c.evaluation.temperature} {c.seed} {c.trainer.precision} {fingerprint(c)}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
 
@@ -114,9 +114,12 @@ def _claim(c: Config, out: Path) -> None:
     """Never count episodes of different policies or settings together."""
     mark = out / "identity"
     out.mkdir(parents=True, exist_ok=True)
+    identity = _identity(c)
     if not mark.is_file():
-        mark.write_text(_identity(c))
-    if mark.read_text() != _identity(c):
+        temporary = mark.with_suffix(".tmp")
+        temporary.write_text(identity)
+        temporary.rename(mark)
+    if mark.read_text() != identity:
         raise UserError(f"{out} holds episodes of another policy or other settings; delete that folder to start anew.")
 
 

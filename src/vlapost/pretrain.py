@@ -12,10 +12,12 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config
 from vlapost.evaluation.summary import METRICS, write_json
+from vlapost.recipe import measured
 from vlapost.train import claim, fit
 
 
@@ -25,7 +27,9 @@ def run(argv: list[str]) -> None:
     cfg = config.load(name, overrides)
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
     claim(folder, cfg)
-    if "LOCAL_RANK" not in os.environ:  # the other processes find them
+    if "LOCAL_RANK" in os.environ:
+        cli.end_with_parent()
+    else:
         collect_demos.collect(cfg)
     if not (folder / "openvla-tiny").is_dir():
         pretrain(cfg, folder)
@@ -69,17 +73,20 @@ def pretrain(cfg: Config, folder: Path) -> None:
 
 def publish(cfg: Config, folder: Path, target: Path) -> None:
     """Score the finished and the untrained folder on held-out episodes and put weights, recipe and scores in place."""
-    scores = {}
+    from vlapost.policies.files import new_folder
+
+    scores: dict[str, Any] = {}
     for name in ("untrained", "openvla-tiny"):
         c = replace(cfg, policy=replace(cfg.policy, checkpoint=str(folder / name)))
         report = evaluate.evaluate(c, folder / f"evaluation-{name}")
         scores[name if name == "untrained" else "pretrained"] = {m: report[m] for m in METRICS}
-        scores["decoding"] = report["decoding"]
+        scores["measured"] = measured(c.env.id, c.env.obj_set, c.env.assets, report)
     finished = folder / "openvla-tiny"
     shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
     write_json(finished / "scores.json", scores)
     write_log(folder, finished / "log.csv")
-    shutil.copytree(finished, target, dirs_exist_ok=True)
+    with new_folder(target) as new:
+        shutil.copytree(finished, new, dirs_exist_ok=True)
     cli.console.print(f"Wrote {target}.")
 
 

@@ -11,6 +11,7 @@ Writes lightning_logs/<run>/: sft/, ppo/, evaluation-*/, learning_curve.png, sum
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,8 +26,10 @@ from rich.table import Table
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
+from vlapost.train import MAY_CHANGE, claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.")
+MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision")
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
 
 
@@ -38,16 +41,19 @@ def run(argv: list[str]) -> None:
     cfg = config.load(name, overrides)
     if cfg.algorithm.name == "sft":
         raise UserError(f"conf/{name}.yaml trains by SFT alone; use make train-sft.")
-    shared = [*(w for w in overrides if not w.startswith(LEARNING)), f"run={cfg.run}"]
+    shared = [*(w for w in overrides if not w.startswith(LEARNING) or w.startswith(MACHINE)), f"run={cfg.run}"]
     warmup_words = [*shared, *warmup]
     warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
 
     folder = ROOT / "lightning_logs" / cfg.run
+    for part, settings in ((folder, cfg), (folder / "sft", warmup_cfg), (folder / "evaluation", base)):
+        claim(part, settings, MAY_CHANGE[1:])  # here not even the number of iterations
     rl = cfg.algorithm.name
     warm, tuned = folder / "sft/adapter", folder / f"{rl}/adapter"
 
-    def evaluation(label: str, adapter: str) -> Callable[[], object]:
-        c = replace(base, policy=replace(base.policy, adapter=adapter))
+    def evaluation(label: str, adapter: Path | None) -> Callable[[], object]:
+        place = str(adapter.relative_to(ROOT)) if adapter else ""
+        c = replace(base, policy=replace(base.policy, adapter=place))
         return lambda: evaluate.evaluate(c, folder / f"evaluation-{label}")
 
     def training(*words: str) -> Callable[[], object]:
@@ -55,11 +61,11 @@ def run(argv: list[str]) -> None:
 
     stages: list[tuple[str, Path, Callable[[], object]]] = [
         ("demonstrations", folder / "demos.json", lambda: collect_demos.collect(warmup_cfg)),
-        ("evaluate base", folder / "evaluation-base/report.json", evaluation("base", "")),
+        ("evaluate base", folder / "evaluation-base/report.json", evaluation("base", None)),
         ("warm-up", warm, training("sft", *warmup_words)),
-        ("evaluate before", folder / "evaluation-before/report.json", evaluation("before", str(warm))),
-        (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={warm}")),
-        ("evaluate after", folder / "evaluation-after/report.json", evaluation("after", str(tuned))),
+        ("evaluate before", folder / "evaluation-before/report.json", evaluation("before", warm)),
+        (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={warm.relative_to(ROOT)}")),
+        ("evaluate after", folder / "evaluation-after/report.json", evaluation("after", tuned)),
     ]
     seconds_file = folder / "seconds.json"
     seconds: dict[str, float] = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
@@ -81,7 +87,12 @@ def run(argv: list[str]) -> None:
 
 def _call(words: list[str]) -> None:
     """A training stage is a process of its own: it may start more of them, and its memory goes when it ends."""
-    code = subprocess.call([sys.executable, "-m", *words])
+    child = subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=os.environ | {"VLAPOST_STAGE": "1"})
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:  # the stage has received it too, and may be writing a checkpoint
+        child.wait()
+        raise
     if code:
         sys.exit(code)
 
@@ -90,15 +101,17 @@ def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:
     """Write summary.json and the learning curve, and print the table."""
     reports = {label: json.loads((folder / f"evaluation-{label}/report.json").read_text()) for label in STARTS}
     curve = rollout_curve(folder / cfg.algorithm.name)
-    scores = ROOT / cfg.policy.checkpoint / "scores.json"
     summary: dict[str, Any] = {
-        **({"untrained": json.loads(scores.read_text())["untrained"]} if scores.is_file() else {}),
+        **untrained(cfg, reports["base"]),
         **{label: {m: reports[label][m] for m in METRICS} for label in STARTS},
         "decoding": reports["after"]["decoding"],
         "seed": cfg.seed,
         "env_steps": int(curve["rollout/env_steps"][-1]) if curve["rollout/env_steps"] else 0,
         "seconds": {title: round(value, 1) for title, value in seconds.items()},
-        "config": OmegaConf.to_container(OmegaConf.structured(cfg)),
+        "config": {
+            part: OmegaConf.to_container(OmegaConf.load(folder / path / "config.yaml"))
+            for part, path in (("rl", "."), ("warm-up", "sft"), ("evaluation", "evaluation"))
+        },
     }
     write_json(folder / "summary.json", summary)
     plot(curve, folder / "learning_curve.png", summary)
@@ -117,6 +130,20 @@ def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:
         + ", ".join(f"{title} {value / 60:.1f}" for title, value in seconds.items())
     )
     cli.console.print(f"Wrote {folder / 'summary.json'} and learning_curve.png; `make tensorboard` shows the rest.")
+
+
+def untrained(cfg: Config, report: dict[str, Any]) -> dict[str, Any]:
+    """The score of random weights that came with the checkpoint, where it was measured as this run measures."""
+    path = ROOT / cfg.policy.checkpoint / "scores.json"
+    scores = json.loads(path.read_text()) if path.is_file() else {}
+    e = cfg.env
+    same = scores.get("measured") == measured(e.id, e.obj_set, e.assets, report)
+    return {"untrained": scores["untrained"]} if same else {}
+
+
+def measured(env_id: str, obj_set: str, assets: str, report: dict[str, Any]) -> list[Any]:
+    """What has to agree before two scores may stand in one table."""
+    return [env_id, obj_set, assets, report["decoding"], report["success_end"]["n"], report["seed"]]
 
 
 def rollout_curve(folder: Path) -> dict[str, list[float]]:
@@ -153,7 +180,7 @@ def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> 
     axis.set_xlabel("environment steps")
     axis.set_ylabel("share of episodes")
     axis.set_ylim(-0.02, 1.02)
-    axis.legend(loc="upper left", fontsize=8, title="lines: rollouts, T = 1 (mean of 5)\npoints: held out, 95 %")
+    axis.legend(loc="upper left", fontsize=8, title="lines: training rollouts (mean of 5)\npoints: held out, 95 %")
     axis.grid(alpha=0.3)
     figure.tight_layout()
     temporary = path.with_suffix(".tmp.png")

@@ -7,10 +7,13 @@ command continues an interrupted run from its last finished iteration, and leave
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +25,14 @@ if TYPE_CHECKING:
 
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
-
+# Settings that may differ when a run is continued: they change how long or how fast, not what.
+MAY_CHANGE = (
+    "trainer.iterations",
+    "trainer.video_episodes",
+    "demos.workers",
+    "evaluation.workers",
+    "evaluation.videos",
+)
 HARMLESS = (
     ".*module\\(s\\) in eval mode.*",  # there is no dropout: train() and eval() are the same here
     ".*Grad strides do not match bucket view strides.*",  # of tensors with one row
@@ -36,7 +46,9 @@ def run(argv: list[str]) -> None:
     """Train the stage named by the command line."""
     name, overrides = cli.parse(argv, "sft")
     cfg = config.load(name, overrides)
-    if "demos" in cfg.experience.schedule and "LOCAL_RANK" not in os.environ:  # the other processes find them
+    if "LOCAL_RANK" in os.environ or "VLAPOST_STAGE" in os.environ:  # started by another process of ours
+        cli.end_with_parent()
+    elif "demos" in cfg.experience.schedule:
         collect_demos.collect(cfg)
     train(cfg, config.ROOT / "lightning_logs" / cfg.run / cfg.algorithm.name)
 
@@ -44,10 +56,10 @@ def run(argv: list[str]) -> None:
 def train(cfg: Config, folder: Path) -> None:
     """Run a stage to its end, from its newest checkpoint if there is one."""
     claim(folder, cfg)
-    if (folder / "adapter").is_dir():
+    checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
+    if (folder / "adapter").is_dir() and checkpoint is not None and iterations(checkpoint) >= cfg.trainer.iterations:
         cli.console.print(f"{folder.name}: already finished ({folder / 'adapter'}).")
         return
-    newest_checkpoint(folder / "checkpoints")  # a damaged one is reported before anything heavy loads
 
     from vlapost.build import build_experience, build_module, build_policy
     from vlapost.policies.policy import save_policy
@@ -62,31 +74,44 @@ def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule)
     """Train to the last iteration, from the newest checkpoint if there is one; true on the first process."""
     checkpoint = newest_checkpoint(folder / "checkpoints")
     trainer = build_trainer(cfg, folder)
-    if checkpoint is not None and trainer.is_global_zero:
-        cli.console.print(f"{folder.name}: continuing from {checkpoint.name}.")
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with alone(folder, trainer.is_global_zero):
+        if checkpoint is not None and trainer.is_global_zero:
+            cli.console.print(f"{folder.name}: continuing from {checkpoint.name}.")
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:
+            if trainer.interrupted:  # Lightning turns Ctrl-C into an exit of its own
+                raise KeyboardInterrupt from None
+            raise
     return trainer.is_global_zero
 
 
 def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
-    """Lightning's Trainer: one epoch is one iteration; two newest checkpoints are kept."""
+    """Lightning's Trainer: one epoch is one iteration; two newest checkpoints are kept.
+
+    Raises:
+        UserError: fewer episodes to evaluate than processes.
+    """
     import lightning as L
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    from vlapost.callbacks.checkpoints import SafeCheckpoints
     from vlapost.callbacks.progress import Progress
     from vlapost.callbacks.rollout_stats import RolloutStats
     from vlapost.callbacks.videos import Videos
 
     for known in HARMLESS:
         warnings.filterwarnings("ignore", message=known)
-    t = cfg.trainer
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if t.accelerator == "cpu" or not torch.cuda.is_available():
-        torch.set_num_threads(1)  # a second thread gains 1.2x at best, a second process (trainer.devices) nearly 2x
+    t = cfg.trainer
+    gpus = 0 if t.accelerator == "cpu" else torch.cuda.device_count()
+    devices = t.devices or gpus or min(2, os.cpu_count() or 1)
+    if t.eval_every and t.eval_episodes < devices:
+        raise UserError(f"trainer.eval_episodes is {t.eval_episodes}; {devices} processes need one each at least.")
+    if not gpus:
+        torch.set_num_threads(1)  # a second thread gains 1.2x at best, a second process nearly 2x
     checkpoints = ModelCheckpoint(
         dirpath=folder / "checkpoints", filename="iteration{epoch:05d}", auto_insert_metric_name=False,
         monitor="step", mode="max", save_top_k=2, every_n_epochs=1, save_on_train_epoch_end=True,
@@ -109,22 +134,21 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
         log_every_n_steps=1,
         logger=TensorBoardLogger(folder.parent, name="", version=folder.name),
         callbacks=[checkpoints, RolloutStats(), Videos(folder / "videos"), Progress()],
+        plugins=[SafeCheckpoints()],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
 
 
-def claim(folder: Path, cfg: Config) -> None:
-    """Write the settings of a new run; for an old one make sure that they are still the same.
+def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
+    """Write the settings of a new run; for an old one make sure that those that matter are still the same.
 
     Raises:
-        UserError: the run was started with other settings (only `trainer.iterations` may change).
+        UserError: the run was started with other settings.
     """
     written = folder / "config.yaml"
     if written.is_file():
-        changed = [
-            line for line in config.differences(cfg, written.read_text()) if not line.startswith("trainer.iterations")
-        ]  # fmt: skip
+        changed = [c for c in config.differences(cfg, written.read_text()) if not c.startswith(may_change)]
         if changed:
             raise UserError(
                 f"The run '{cfg.run}' was started with other settings ({'; '.join(changed[:3])}); "
@@ -135,6 +159,22 @@ def claim(folder: Path, cfg: Config) -> None:
     temporary = written.with_suffix(f".{os.getpid()}")
     temporary.write_text(config.to_yaml(cfg))
     temporary.rename(written)
+
+
+@contextmanager
+def alone(folder: Path, first: bool) -> Iterator[None]:
+    """Hold the folder while the block runs (the first process of a run does it for all).
+
+    Raises:
+        UserError: another command is training there.
+    """
+    with open(folder / ".lock", "w") as lock:
+        if first:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"Another command is training in {folder}; wait for it, or stop it.") from None
+        yield
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -153,6 +193,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
             f"from {before}."
         )
     return files[-1]
+
+
+def iterations(checkpoint: Path) -> int:
+    """How many iterations a checkpoint has behind it."""
+    return int(checkpoint.stem.removeprefix("iteration")) + 1
 
 
 if __name__ == "__main__":

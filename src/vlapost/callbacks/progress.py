@@ -7,7 +7,6 @@ from typing import Any
 import lightning as L
 
 from vlapost.cli import progress
-from vlapost.config import UserError
 
 
 class Progress(L.Callback):
@@ -18,8 +17,6 @@ class Progress(L.Callback):
         self.visible = trainer.is_global_zero
         self.bar = progress("it")
         assert trainer.max_epochs is not None
-        if trainer.max_epochs <= trainer.current_epoch:
-            raise UserError("This run has already done all its iterations; raise trainer.iterations to go on.")
         self.run_task = self.bar.add_task("iterations", total=trainer.max_epochs, note="")
         self.bar.update(self.run_task, completed=trainer.current_epoch)
         self.step_task = self.bar.add_task("  rollout", total=None, note="", visible=False)

@@ -50,7 +50,7 @@ def run_parallel(
 
     Raises:
         UserError: raised in a worker, for example a missing checkpoint.
-        RuntimeError: a worker died.
+        UserError: a worker died.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "episodes.jsonl"
@@ -116,7 +116,7 @@ def _receive(worker: Worker) -> list[EpisodeResult]:
         message = worker.pipe.recv()
     except EOFError:
         worker.process.join()
-        raise RuntimeError(
+        raise UserError(
             f"An evaluating process ended with exit code {worker.process.exitcode}; its own message is above. "
             "Finished episodes are kept."
         ) from None

@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from scipy.stats import binomtest
 
-from vlapost.evaluation.episodes import EpisodeResult
+if TYPE_CHECKING:
+    from vlapost.evaluation.episodes import EpisodeResult
 
 METRICS = {
     "success_end": "on the plate at the end",

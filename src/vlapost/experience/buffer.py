@@ -38,9 +38,8 @@ class Minibatches:
         batch_size: int,
         passes: int,
         generator: torch.Generator,
-        watch: Stopwatch,
     ):
-        self.collect, self.advantage, self.watch = collect, advantage, watch
+        self.collect, self.advantage = collect, advantage
         self.batch_size, self.passes, self.generator = batch_size, passes, generator
         self.count = samples // batch_size
 
@@ -61,11 +60,9 @@ class Minibatches:
             for index in torch.randperm(len(image), generator=self.generator).split(self.batch_size):
                 sentences = tuple(rollout.instruction[int(i) % E] for i in index)
                 i = index.to(image.device)
-                with self.watch("learning"):  # the time until the learner asks for the next one
-                    yield RolloutBatch(
-                        Observation(image[i], sentences),
-                        tokens[i], logprob[i], value[i], advantage[i], return_[i],
-                    )  # fmt: skip
+                yield RolloutBatch(
+                    Observation(image[i], sentences), tokens[i], logprob[i], value[i], advantage[i], return_[i]
+                )
 
 
 class DemoBatches(Generic[Batch]):
@@ -100,8 +97,7 @@ class DemoBatches(Generic[Batch]):
             with self.watch("loading"):
                 place = ((self.iteration * self.steps + step) * self.world + self.rank) * self.batch_size
                 batch = self.make(self.walk(place), generator)
-            with self.watch("learning"):
-                yield batch
+            yield batch
 
     def walk(self, place: int) -> Tensor:
         """Indices of the `batch_size` samples from `place` on."""

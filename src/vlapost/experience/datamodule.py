@@ -93,7 +93,7 @@ class ExperienceModule(L.LightningDataModule):
         generator = seeded(c.seed, iteration, rank)
         return Minibatches(
             lambda: self._rollout(generator, world), self.advantage, samples(c), c.optim.batch_size, e.passes,
-            generator, self.watch,
+            generator,
         )  # fmt: skip
 
     def val_dataloader(self) -> HeldOutEpisodes:
@@ -133,7 +133,7 @@ class ExperienceModule(L.LightningDataModule):
             "grasp": float(m.grasp.float().mean()),
             "consecutive_grasp": float(m.consecutive_grasp.float().mean()),
             "return": float(rollout.reward.sum(0).mean()),
-            "value_error": float((rollout.reward.flip(0).cumsum(0).flip(0) - rollout.value).square().mean()),
+            "value_error": float((to_go(rollout.reward, c.algorithm.gamma) - rollout.value).square().mean()),
         }
         return rollout
 
@@ -154,6 +154,14 @@ class HeldOutEpisodes:
         for metrics, frames in self.data.simulation.evaluate(env, self.ids, self.record):
             self.data.videos.extend(frames)
             yield EpisodeBatch(metrics)
+
+
+def to_go(reward_TE: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each step on, `[T, E]`."""
+    result = reward_TE.clone()
+    for t in reversed(range(len(result) - 1)):
+        result[t] += gamma * result[t + 1]
+    return result
 
 
 def samples(config: Config) -> int:

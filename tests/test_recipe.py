@@ -1,0 +1,97 @@
+"""`make train-ppo` in small: every stage, two processes, killed in the middle and continued by the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vlapost.config import ROOT
+from vlapost.train import newest_checkpoint
+
+WORDS = [
+    "ppo", "run=small", "policy.checkpoint=models/tiny", "policy.lora_rank=4", "env.num_envs=1", "demos.episodes=2",
+    "demos.shard_episodes=1", "evaluation.episodes=2", "evaluation.videos=1", "trainer.devices=2", "trainer.iterations=3",
+    "trainer.eval_every=3", "trainer.eval_episodes=2", "experience.rounds=1", "optim.batch_size=40",
+    "sft.trainer.iterations=1", "sft.trainer.eval_every=0", "sft.experience.demo_steps=2", "sft.optim.batch_size=4",
+]  # fmt: skip
+LIMIT = 600.0  # seconds, for a crowded machine
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project folder of its own: this one's settings and assets, an untrained model, no runs."""
+    from vlapost.assets.pack import open_pack
+    from vlapost.policies.tiny import write_tiny
+
+    open_pack("procedural")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/assets").symlink_to(ROOT / "data/assets")
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    low, high = [-0.03] * 3 + [-0.2] * 3 + [-1.0], [0.03] * 3 + [0.2] * 3 + [1.0]
+    write_tiny(
+        tmp_path / "models/tiny", 0, {"sft": {"action": {"q01": low, "q99": high, "mask": [True] * 6 + [False]}}}
+    )
+    return tmp_path
+
+
+def start(root: Path, words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "vlapost.recipe", *words]
+    with log.open("wb") as out:
+        return subprocess.Popen(command, env=os.environ | {"VLAPOST_ROOT": str(root)}, stdout=out, stderr=out)
+
+
+def wait_for(what: Path, child: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not what.exists():
+        assert child.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+@pytest.mark.sim
+def test_killed_and_continued(root: Path) -> None:
+    run = root / "lightning_logs/small"
+    first = start(root, WORDS, root / "first.log")
+    wait_for(run / "ppo/checkpoints/iteration00000.ckpt", first, root / "first.log")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    warmed = (run / "sft/adapter/adapter_model.safetensors").stat().st_mtime_ns
+    evaluated = (run / "evaluation-before/report.json").stat().st_mtime_ns
+    time.sleep(5)  # its training processes notice and leave
+    done = newest_checkpoint(run / "ppo/checkpoints")
+    assert done is not None
+
+    second = start(root, WORDS, root / "second.log")
+    assert second.wait(LIMIT) == 0, (root / "second.log").read_text()
+    text = (root / "second.log").read_text()
+    if done.stem < "iteration00002":
+        assert f"continuing from {done.name}" in text
+    assert (run / "sft/adapter/adapter_model.safetensors").stat().st_mtime_ns == warmed
+    assert (run / "evaluation-before/report.json").stat().st_mtime_ns == evaluated
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["env_steps"] == 3 * 2 * 80
+    for label in ("base", "before", "after"):
+        for metric in ("success_end", "success_once", "grasp", "consecutive_grasp"):
+            score = summary[label][metric]
+            assert score["n"] == 2
+            assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
+    assert set(summary["seconds"]) == {
+        "demonstrations", "evaluate base", "warm-up", "evaluate before", "ppo", "evaluate after",
+    }  # fmt: skip
+    assert (run / "learning_curve.png").stat().st_size > 5000
+    assert list((run / "ppo/videos").glob("*.mp4"))
+
+    third = subprocess.run(
+        [sys.executable, "-m", "vlapost.recipe", *WORDS, "seed=1"],
+        env=os.environ | {"VLAPOST_ROOT": str(root)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert third.returncode == 2
+    assert "started with other settings (seed: was 0, now 1)" in third.stderr
