@@ -24,10 +24,13 @@ import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 from vlapost.config import ROOT, UserError
+from vlapost.disk import flush, flush_entry
 
 # folder -> (how many there are, how many of them, counted from the first, are for training)
 COUNTS = {"objects": (25, 16), "receptacles": (17, 1), "tables": (21, 16)}
@@ -88,20 +91,21 @@ class Pack:
 def open_pack(name: str) -> Pack:
     """The asset pack "procedural" (generated on first use) or "paper" (the folder in $VLAPOST_ASSETS).
 
-    Visual meshes that the paper's pack lacks are replaced by the collision shape, with one warning that lists them.
+    Every file is compared with its checksum, once per process. Visual meshes that the paper's pack lacks are replaced
+    by the collision shape, with one warning that lists them.
 
     Raises:
-        UserError: unknown name, $VLAPOST_ASSETS unset or not an asset pack, a listed file missing.
+        UserError: unknown name, $VLAPOST_ASSETS unset or not an asset pack, a file missing or corrupt.
     """
     if name == "procedural":
-        return _read(name, _procedural_root())
+        return _open(name, _procedural_root())
     if name == "paper":
         folder = os.environ.get("VLAPOST_ASSETS")
         if not folder:
             raise UserError(
                 "env.assets is 'paper' but VLAPOST_ASSETS is not set; set it to the folder of the paper's asset pack."
             )
-        return _read(name, Path(folder).expanduser())
+        return _open(name, Path(folder).expanduser().absolute())
     raise UserError(f"env.assets is '{name}'; it must be procedural or paper.")
 
 
@@ -165,10 +169,26 @@ def _procedural_root() -> Path:
             generate(temporary)
             write_manifest(temporary)
             temporary.chmod(0o755)
+            flush(temporary)
             temporary.rename(root)
+            flush_entry(parent)
     except OSError as error:
         raise UserError(f"Cannot write the procedural assets to {parent}: {error.strerror}.") from None
     return root
+
+
+@cache
+def _open(name: str, root: Path) -> Pack:
+    pack = _read(name, root)
+    verify(pack)
+    without_visual = [model.id for model in pack.objects + pack.receptacles if model.visual == model.collision]
+    if without_visual and parent_process() is None and "LOCAL_RANK" not in os.environ:  # not once more per worker
+        warnings.warn(
+            f"The asset pack in {root} has no visual mesh for {', '.join(without_visual)}; "
+            "their collision shapes are drawn instead.",
+            stacklevel=3,
+        )
+    return pack
 
 
 def _read(name: str, root: Path) -> Pack:
@@ -189,13 +209,6 @@ def _read(name: str, root: Path) -> Pack:
     for path in (*needed, pack.robot_urdf, pack.robot_srdf):
         if not path.is_file():
             raise UserError(f"{path} is missing from the asset pack in {root}; copy or generate the pack again.")
-    without_visual = [model.id for model in models if model.visual == model.collision]
-    if without_visual:
-        warnings.warn(
-            f"The asset pack in {root} has no visual mesh for {', '.join(without_visual)}; "
-            "their collision shapes are drawn instead.",
-            stacklevel=3,
-        )
     return pack
 
 
