@@ -12,10 +12,12 @@ from vlapost.config import load
 from vlapost.envs.scene import INITIAL_QPOS
 from vlapost.envs.vector import make_env
 from vlapost.experience.action_filter import filter_actions
+from vlapost.planner import demonstrate as demonstrate_module
 from vlapost.planner.actions import CLOSED, OPEN, delta_actions
-from vlapost.planner.demonstrate import Recording, demonstrate, replay
+from vlapost.planner.demonstrate import DROPPED, NOT_GRASPED, NOT_ON_PLATE, Recording, demonstrate, replay
 from vlapost.planner.grasp import FINGERTIP, PALM, Box, grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
+from vlapost.planner.planner import Situation, plan_demonstration
 
 POINTING_DOWN = Rotation.from_matrix(np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]))  # x down, y along the base's y
 
@@ -107,4 +109,34 @@ def test_demonstrations_succeed_and_replay_when_merged() -> None:
         assert len(merged) < len(recording.action)
         replayed += bool(replay(env, episode, torch.from_numpy(merged)).success)
     assert replayed >= len(succeeded) - 1
+    env.close()
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ("never close", NOT_GRASPED),
+        ("open for two steps while lifting", DROPPED),
+        ("stay where it was grasped", NOT_ON_PLATE),
+    ],
+)
+def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, change: str, cause: str) -> None:
+    env = make_env(load("base", ["env.image_size=[64,64]"]).env, num_envs=1)
+    planner = ArmPlanner(env.scenes[0].pack)
+
+    def spoilt(planner: ArmPlanner, situation: Situation) -> np.ndarray:
+        actions = plan_demonstration(planner, situation)
+        assert actions is not None
+        closed = np.flatnonzero(actions[:, 6] == CLOSED)
+        if change == "never close":
+            actions[:, 6] = OPEN
+        elif change == "open for two steps while lifting":
+            actions[closed[5:7], 6] = OPEN
+        else:
+            actions[closed[0] :, :6] = 0
+        return actions
+
+    monkeypatch.setattr(demonstrate_module, "plan_demonstration", spoilt)
+    assert demonstrate(env, planner, 2 * 50176 + 1400) == cause
     env.close()
