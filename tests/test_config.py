@@ -17,7 +17,7 @@ def test_every_file_loads(name: str) -> None:
 
 
 def test_overrides_come_last_and_are_typed() -> None:
-    c = config.load("base", ["env.num_envs=3", "optim.lr=1e-3", "env.image_size=[64,96]", "policy.critic=true"])
+    c = config.load("ppo", ["env.num_envs=3", "optim.lr=1e-3", "env.image_size=[64,96]", "policy.critic=true"])
     assert (c.env.num_envs, c.optim.lr, c.env.image_size, c.policy.critic) == (3, 1e-3, [64, 96], True)
 
 
@@ -33,6 +33,13 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["demos.filter=sharpen"], ["demos.filter", "sharpen", "merge, drop or none"]),
         ("base", ["env.image_size=[8,8]"], ["env.image_size", "16"]),
         ("base", ["experience.schedule=[dreams]"], ["experience.schedule", "dreams", "demos"]),
+        ("base", ["experience.schedule=[]"], ["experience.schedule", "empty"]),
+        ("base", ["env.image_size=[64"], ["override", "cannot be read"]),
+        ("base", ["env=3"], ["command line", "section"]),
+        ("base", ["env.num_envs=0"], ["env.num_envs is 0", "1 or more"]),
+        ("base", ["algorithm.name=pp"], ["'pp'", "sft or ppo"]),
+        ("base", ["trainer.precision=16-true"], ["trainer.precision", "bf16-true"]),
+        ("sft", ["policy.critic=true"], ["policy.critic", "SFT"]),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(name: str, words: list[str], parts: list[str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vlapost.contracts import Metrics
 from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
 from vlapost.envs.vector import GroundTruth, SceneVector
+from vlapost.planner.actions import CLOSED
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_demonstration
 
@@ -48,14 +49,17 @@ def demonstrate(env: SceneVector, planner: ArmPlanner, episode_id: int) -> Recor
     if len(actions) > MAX_STEPS:
         return TOO_LONG
     images, truths, success = [], [], []
+    held = False
     for action in torch.from_numpy(actions):
         images.append(observation.image[0].numpy())
         truths.append(env.ground_truth())
         step = env.step(action[None])
         observation, metrics = step.observation, step.metrics
         success.append(bool(metrics.success))
+        if action[6] == CLOSED:
+            held = bool(env.scenes[0].progress.held)
     if not success[-1]:
-        return _cause(metrics)
+        return _cause(metrics, held)
     return Recording(observation.instruction[0], images, truths, actions, np.array(success))
 
 
@@ -87,7 +91,8 @@ def surface_points(path: Path) -> NDArray[np.float64]:
     return np.concatenate([mesh.vertices, points])
 
 
-def _cause(metrics: Metrics) -> str:
+def _cause(metrics: Metrics, held: bool) -> str:
+    """Why the attempt failed; `held`: the object was between the fingers in the last step before they opened."""
     if not bool(metrics.grasp):
         return NOT_GRASPED
-    return NOT_ON_PLATE
+    return NOT_ON_PLATE if held else DROPPED

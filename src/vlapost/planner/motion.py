@@ -14,7 +14,7 @@ FloatArray = NDArray[np.float64]
 
 GRIPPER_LINK = "ee_gripper_link"
 JOINT_LIMIT = 0.9  # rad/s and rad/s^2, of every arm joint
-CONTROL_PERIOD = 0.2  # seconds between the points of a path
+CONTROL_PERIOD = 0.2  # seconds of an action; a path has a point for each
 ARM_JOINTS = 6
 # Joint norm (rad) between the knots of a screw, tried in turn: at MPLib's 0.1 a path ends 3 mm off its goal, but a path
 # whose last knot is too close to the goal is refused, so that a step alone would lose good motions.
@@ -51,10 +51,12 @@ class ArmPlanner(mplib.Planner):
     ) -> FloatArray | None:
         """A screw motion from `qpos` `[8]` to a pose of the gripper in the base frame.
 
-        No joint exceeds JOINT_LIMIT rad/s or `acceleration` rad/s^2.
+        The trajectory planned keeps every joint within JOINT_LIMIT rad/s and `acceleration` rad/s^2.
 
         Returns:
-            `[n, 8]` joint positions a control period apart, without the start; None if there is no such motion
+            `[n, 8]` joint positions without the start, spread evenly over the trajectory: MPLib takes
+            int(duration / CONTROL_PERIOD) points including both ends, so they are a little more than a control period
+            apart and one point per control step runs a little faster than planned. None if there is no such motion
             within the joint limits and without self-collision.
         """
         self.joint_acc_limits = np.full(ARM_JOINTS, acceleration)
