@@ -6,11 +6,13 @@ import sys
 
 import gymnasium
 import pytest
+import sapien
 import torch
 from scipy.spatial.transform import Rotation
 
 from vlapost.config import UserError, load
 from vlapost.contracts import Step
+from vlapost.envs import vector
 from vlapost.envs.episodes import encode, find_setup
 from vlapost.envs.overlay import BACKGROUND, OBJECT, RECEPTACLE, ROBOT, composite, label, lookup_table
 from vlapost.envs.vector import SceneVector, make_env
@@ -104,6 +106,44 @@ def test_initial_state(env):
     # base frame: x forward, y left, seen from the world turned by 180 degrees
     torch.testing.assert_close(truth.object_position[0, 0], 0.147 - settled[0, 0], atol=1e-4, rtol=0)
     torch.testing.assert_close(truth.object_position[0, 1], 0.028 - settled[0, 1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("yaw", range(4))
+def test_the_object_lies_at_its_yaw(env, yaw):
+    env.reset(ids(episode(CARROT, yaw=yaw), episode(CARROT, yaw=yaw)))
+    for actor, expected in ((env.scenes[0].object, 45 * yaw), (env.scenes[0].receptacle, 0)):
+        x_axis = actor.pose.to_transformation_matrix()[0, :3, 0]
+        assert torch.rad2deg(torch.atan2(x_axis[1], x_axis[0])).item() == pytest.approx(expected, abs=3)
+
+
+def test_gains_friction_and_density_reach_the_simulator(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    scene = env.scenes[0]
+    joints = scene.agent.robot._objs[0].active_joints
+    stiffness = [1169.7892, 730.0, 808.4601, 1229.1299, 1272.2760, 1056.3327, 1000.0, 1000.0]
+    damping = [330.0, 180.0, 152.1204, 309.6215, 201.0500, 269.5146, 200.0, 200.0]
+    assert [joint.stiffness for joint in joints] == pytest.approx(stiffness)
+    assert [joint.damping for joint in joints] == pytest.approx(damping)
+    assert [joint.force_limit for joint in joints] == [200, 200, 100, 100, 100, 100, 60, 60]
+    assert {joint.drive_mode for joint in joints} == {"force"}
+    for actor, density in ((scene.object, 1044), (scene.receptacle, 1003)):
+        body = actor._objs[0].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+        for shape in body.collision_shapes:
+            material = shape.physical_material
+            assert (material.static_friction, material.dynamic_friction, material.restitution) == (1, 1, 0)
+            assert shape.density == density
+
+
+def test_state_holds_each_body_once_and_can_be_put_back(env):
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+    scene = env.scenes[0]
+    assert set(scene.get_state_dict()["actors"]) == {"object", "receptacle"}
+    state = scene.get_state()
+    assert state.shape[0] == 1
+    place = scene.object.pose.p.clone()
+    scene.object.set_pose(torch.tensor([[0.0, 0.0, 1.5, 1.0, 0.0, 0.0, 0.0]]))
+    scene.set_state(state)
+    assert torch.equal(scene.object.pose.p, place)
 
 
 def test_an_episode_runs_bit_for_bit_the_same_whatever_came_before(env):
@@ -206,11 +246,54 @@ def test_truncation_at_80(env):
     assert not env.step(still).truncated
 
 
-def test_gym_id_at_the_papers_size_shows_the_same_view(env):
+@pytest.fixture(scope="module")
+def gym():
+    """The environment under its gym id: one scene at the paper's 640x480."""
+    made = gymnasium.make(MAIN, num_envs=1)
+    yield made
+    made.close()
+
+
+def test_gym_seed_decides_the_episode(gym):
+    def draw(**arguments) -> int:
+        torch.rand(1)  # the global generator has no say
+        gym.reset(**arguments)
+        return gym.unwrapped.episode_id.item()
+
+    first, next_ = draw(seed=7), draw()
+    assert (draw(seed=7), draw()) == (first, next_)
+    assert len({first, next_, draw(seed=8)}) == 3
+
+
+def test_gym_success_does_not_terminate(gym):
+    gym.reset(options={"episode_id": ids(episode(CARROT))})
+    scene = gym.unwrapped
+    place = scene.receptacle.pose.p + torch.tensor([[0.0, 0.0, 0.04]])
+    scene.object.set_pose(torch.cat([place, scene.object.pose.q], dim=1))
+    for _ in range(3):
+        _, _, terminated, truncated, info = gym.step(torch.tensor([[0.0, 0, 0, 0, 0, 0, OPEN]]))
+    assert info["success"].tolist() == [True] and terminated.tolist() == [False] and not truncated.any()
+
+
+def test_gym_refuses_to_reset_some_scenes(gym):
+    with pytest.raises(UserError, match="leave env_idx out"):
+        gym.reset(options={"env_idx": ids()})
+
+
+def test_camera_sees_the_grid_where_the_papers_does(gym):
+    gym.reset(options={"episode_id": ids(episode(CARROT))})
+    view = gym.unwrapped.scene.sensors["3rd_view_camera"].get_params()
+    corners = torch.tensor([[x, y, 0.8695, 1.0] for x in (-0.235, -0.085) for y in (-0.075, 0.075)])
+    pixels = corners @ (view["intrinsic_cv"][0] @ view["extrinsic_cv"][0]).T
+    u, v = pixels[:, 0] / pixels[:, 2], pixels[:, 1] / pixels[:, 2]
+    assert (u.min().item(), u.max().item()) == pytest.approx((169, 421), abs=2)
+    assert (v.min().item(), v.max().item()) == pytest.approx((179, 359), abs=2)
+
+
+def test_gym_id_at_the_papers_size_shows_the_same_view(env, gym):
     id_ = episode(CARROT)
     env.reset(ids(id_, id_))
     small = env.ground_truth().segmentation[0]
-    gym = gymnasium.make(MAIN, num_envs=1)
     observation, info = gym.reset(options={"episode_id": ids(id_)})
     camera = observation["sensor_data"]["3rd_view_camera"]
     large = camera["segmentation"][0, :, :, 0]
@@ -224,7 +307,6 @@ def test_gym_id_at_the_papers_size_shows_the_same_view(env):
     assert gym.get_wrapper_attr("get_language_instruction")() == ["put carrot on plate"]
     _, _, _, truncated, info = gym.step(torch.tensor([[0.0, 0, 0, 0, 0, 0, OPEN]]))
     assert not truncated.any() and info["is_src_obj_grasped"].tolist() == [False]
-    gym.close()
 
 
 @pytest.mark.parametrize(
@@ -240,6 +322,13 @@ def test_gym_id_at_the_papers_size_shows_the_same_view(env):
 def test_wrong_settings_are_user_errors(word, sentence):
     with pytest.raises(UserError, match=sentence):
         make_env(load("base", [word]).env, 1)
+
+
+def test_gpu_physics_with_software_pictures_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(vector, "RENDER_BACKEND", "cpu")
+    with pytest.raises(UserError, match="pictures are drawn in software"):
+        make_env(load("base", ["env.backend=gpu"]).env, 1)
 
 
 def test_without_a_vulkan_driver_the_error_says_what_to_do():

@@ -33,6 +33,11 @@ def test_half_extents_of_a_box_turned_by_45_degrees():
     torch.testing.assert_close(half, torch.tensor([[0.0494975, 0.0494975, 0.01]]))
 
 
+def test_only_scenes_that_still_moved_settle_for_longer():
+    early, late = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+    assert rules.settled(torch.tensor([False, True]), early, late).tolist() == [[1, 2], [7, 8]]
+
+
 @pytest.mark.parametrize(
     ("offset", "contact", "expected"),
     [

@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,7 +123,8 @@ def collect(cfg: Config) -> DemoWriter:
     known = writer.episodes
     if known >= cfg.demos.episodes and not writer.missing():
         return writer
-    pool = ProcessPoolExecutor(cfg.demos.workers, get_context("spawn"), start, (cfg.env,))
+    env = replace(cfg.env, backend="cpu")  # a scene at a time: the same demonstrations wherever training simulates
+    pool = ProcessPoolExecutor(cfg.demos.workers, get_context("spawn"), start, (env,))
     bar = progress("demo")
     task = bar.add_task("demonstrations", total=cfg.demos.episodes, completed=known, note="starting simulators")
     tried = 0

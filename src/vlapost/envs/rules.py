@@ -1,4 +1,4 @@
-"""What counts: grasp, success and reward, as functions of measured positions and forces (paper §4.2, appendix A).
+"""What counts: rest, grasp, success and reward, as functions of measured positions and forces (paper §4.2, appendix A).
 
 Nothing here knows the simulator; every function is batched over E episodes. Lengths in metres, forces in newtons,
 world frame.
@@ -54,6 +54,11 @@ class Progress:
 def half_extents(rotation: Tensor, size: Tensor) -> Tensor:
     """Half sizes `[E, 3]` of the world-aligned box around a turned box: `rotation` `[E, 3, 3]`, box sizes `[E, 3]`."""
     return (rotation.abs() @ (size / 2).unsqueeze(-1)).squeeze(-1)
+
+
+def settled(moving: Tensor, early: Tensor, late: Tensor) -> Tensor:
+    """States `[E, n]` after settling: the late ones of scenes that were still `moving` `[E]`, else the early ones."""
+    return torch.where(moving.unsqueeze(1), late, early)
 
 
 def is_on_target(sensed: Sensed, object_half: Tensor, receptacle_half: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ from mani_skill.utils.structs.types import SimConfig
 from torch import Tensor
 
 from vlapost.assets.pack import Model, open_pack
-from vlapost.envs import overlay, rules
+from vlapost.config import UserError
 from vlapost.drivers import RENDER_BACKEND
+from vlapost.envs import overlay, rules
+from vlapost.envs.camera import CAMERA, CAMERA_SIZE, camera_config
 from vlapost.envs.episodes import SETUPS, EpisodeSpec, decode, find_setup, instruction
 from vlapost.envs.robot import BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
 
@@ -37,11 +39,6 @@ TABLE_CENTRE = (-0.15, 0.0)
 DROP_HEIGHT = 0.95  # of both bodies, metres
 SETTLE_STEPS, LONG_SETTLE_STEPS = 50, 600  # physics steps at 500 Hz: 0.1 s, and 1.2 s more where something moves
 MAX_LINEAR, MAX_ANGULAR = 1e-3, 1e-2  # m/s, rad/s: slower bodies are at rest
-
-CAMERA = "3rd_view_camera"
-CAMERA_POSE = sapien.Pose([0.0, -0.16, 0.36], [0.8992917, -0.09263245, 0.35892478, 0.23209205])  # in base_link
-CAMERA_SIZE = (480, 640)  # height, width the intrinsics below belong to
-FOCAL, CENTRE = 623.588, (319.501, 239.545)  # pixels (Logitech C920)
 
 
 class PutOnPlateScene(BaseEnv):
@@ -72,6 +69,7 @@ class PutOnPlateScene(BaseEnv):
         self.pack = open_pack(assets)
         self.image_size = (image_size[0], image_size[1])
         self.bodies: list[tuple[int, int]] = []
+        self.draws = torch.Generator()  # of episodes that nobody names
         sim_config = SimConfig(sim_freq=sim_freq, control_freq=CONTROL_FREQ, spacing=20)
         super().__init__(num_envs=num_envs, sim_config=sim_config, render_backend=render_backend, **kwargs)
 
@@ -102,7 +100,10 @@ class PutOnPlateScene(BaseEnv):
             builder.set_scene_idxs([scene])
             builder.initial_pose = sapien.Pose([0.0, 0.0, 2.0])
             actors.append(builder.build(f"{name}-{scene}"))
-        return Actor.merge(actors, name=name)
+            self.scene.remove_from_state_dict_registry(actors[-1])
+        merged = Actor.merge(actors, name=name)
+        self.scene.add_to_state_dict_registry(merged)  # `get_state` has one entry per body, batched over scenes
+        return merged
 
     def _load_lighting(self, options: dict) -> None:
         self.scene.set_ambient_light([0.3, 0.3, 0.3])
@@ -112,23 +113,11 @@ class PutOnPlateScene(BaseEnv):
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
-        height, width = self.image_size
-        x, y = width / CAMERA_SIZE[1], height / CAMERA_SIZE[0]
-        intrinsic = np.array([[FOCAL * x, 0, CENTRE[0] * x], [0, FOCAL * y, CENTRE[1] * y], [0, 0, 1]])
-        return [
-            CameraConfig(
-                uid=CAMERA,
-                pose=CAMERA_POSE,
-                width=width,
-                height=height,
-                intrinsic=intrinsic,
-                mount=self.agent.base,
-                shader_pack=self.shader,
-            )
-        ]
+        return [camera_config(self.image_size, self.shader, self.agent.base)]
 
     def _clear(self) -> None:
         """Free the old scene at once, without ManiSkill's full garbage collection (175 ms)."""
+        self.object = self.receptacle = None  # type: ignore[assignment]
         if self.scene is None or self.gpu_sim_enabled:
             super()._clear()
             return
@@ -140,12 +129,20 @@ class PutOnPlateScene(BaseEnv):
     # ------------------------------------------------------------------ reset
 
     def reset(self, seed: Any = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Start the episodes `options["episode_id"]`, or randomly drawn ones; all scenes start together."""
+        """Start the episodes `options["episode_id"]`, or ones drawn from `seed`; all scenes start together.
+
+        Raises:
+            UserError: `options["env_idx"]` asks for some of the scenes only.
+        """
         options = dict(options or {})
+        if len(options.get("env_idx", range(self.num_envs))) != self.num_envs:
+            raise UserError("Scenes of the benchmark are reset all together; leave env_idx out of the reset's options.")
         setup = find_setup(self.env_id, options.get("obj_set", self.obj_set))
+        if seed is not None:
+            self.draws.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         ids = options.get("episode_id")
         if ids is None:
-            ids = torch.randint(setup.total, (self.num_envs,))
+            ids = torch.randint(setup.total, (self.num_envs,), generator=self.draws)
         self.episode_id = torch.as_tensor(ids).reshape(self.num_envs)
         self.spec: EpisodeSpec = decode(setup, self.episode_id.cpu())
         bodies = list(zip(self.spec.object.tolist(), self.spec.receptacle.tolist()))
@@ -179,11 +176,11 @@ class PutOnPlateScene(BaseEnv):
         moving = self._is_moving()
         if not moving.any():
             return
-        resting = [(actor, actor.get_state().clone()) for actor in (self.object, self.receptacle)]
+        early = [(actor, actor.get_state().clone()) for actor in (self.object, self.receptacle)]
         self._simulate(LONG_SETTLE_STEPS * self._sim_freq // 500)
         if not moving.all():
-            for actor, state in resting:
-                actor.set_state(torch.where(moving.unsqueeze(1), actor.get_state(), state))
+            for actor, state in early:
+                actor.set_state(rules.settled(moving, state, actor.get_state()))
             self.scene._gpu_apply_all()
             self.scene._gpu_fetch_all()
 
@@ -239,6 +236,11 @@ class PutOnPlateScene(BaseEnv):
         self.advance(action)
         self.measure()
         return action
+
+    def step(self, action: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict]:
+        """ManiSkill's step, but success does not terminate an episode: only its 80th step ends it."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, torch.zeros_like(terminated), truncated, info
 
     def evaluate(self) -> dict[str, Tensor]:
         """The measures, for ManiSkill's `info`; asking twice changes nothing."""

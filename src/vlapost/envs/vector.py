@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
-from vlapost.envs import rules
 from vlapost.drivers import RENDER_BACKEND
+from vlapost.envs import rules
 from vlapost.envs.episodes import find_setup
 from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
 
@@ -100,7 +100,7 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
 
     Raises:
         UserError: unknown environment, object set, backend or shader; impossible frequency or number of scenes; no
-            Vulkan driver; missing assets.
+            Vulkan driver, or none for the GPU that is to simulate; missing assets.
     """
     count = cfg.num_envs if num_envs is None else num_envs
     find_setup(cfg.id, cfg.obj_set)
@@ -121,8 +121,13 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
 def _check_devices(cfg: EnvConfig) -> None:
     if cfg.backend == "gpu" and not torch.cuda.is_available():
         raise UserError("env.backend is 'gpu' but there is no CUDA device; set env.backend=cpu.")
+    if cfg.backend == "gpu" and RENDER_BACKEND == "cpu":
+        raise UserError(
+            "env.backend is 'gpu' but pictures are drawn in software, which cannot show scenes on a GPU; set "
+            "env.backend=cpu, or install NVIDIA's graphics library libGLX_nvidia.so.0 and leave VK_DRIVER_FILES unset."
+        )
     try:
-        sapien.render.RenderSystem(parse_sim_and_render_backend(cfg.backend, RENDER_BACKEND).render_device)
+        sapien.render.RenderSystem(parse_sim_and_render_backend(*_backends(cfg)).render_device)
     except RuntimeError:
         raise UserError(
             "No Vulkan driver can render here; run `make setup`, which installs Mesa's software driver, and if this "
@@ -130,7 +135,16 @@ def _check_devices(cfg: EnvConfig) -> None:
         ) from None
 
 
+def _backends(cfg: EnvConfig) -> tuple[str, str]:
+    """Where ManiSkill simulates and where it renders; both on this process's current device if on the GPU."""
+    if cfg.backend == "gpu":
+        device = f"cuda:{torch.cuda.current_device()}"
+        return device, device
+    return "cpu", RENDER_BACKEND
+
+
 def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:
+    sim_backend, render_backend = _backends(cfg)
     return PutOnPlateScene(
         env_id=cfg.id,
         num_envs=num_envs,
@@ -140,7 +154,8 @@ def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:
         shader=cfg.shader,
         sim_freq=cfg.sim_freq,
         obs_mode="none",
-        sim_backend=cfg.backend,
+        sim_backend=sim_backend,
+        render_backend=render_backend,
     )
 
 
