@@ -45,9 +45,10 @@ def run(words: list[str]) -> None:
     report = {
         "machine": {"cores": len(os.sched_getaffinity(0)), "cpu": _cpu()},
         "torch": torch.__version__,
-        "env": vars(c.env),
-        "simulator": rows,
-        "training": None,
+        "env": {key: value for key, value in vars(c.env).items() if key not in ("image_size", "num_envs")},
+        "simulator": rows,  # with their own sizes and numbers of scenes
+        "training": None,  # at the sizes and numbers of the configuration:
+        "training_env": {"image_size": list(c.env.image_size), "num_envs": c.env.num_envs},
     }
     try:
         report["training"] = t = training.measure(overrides)

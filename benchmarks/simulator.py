@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from statistics import median
+from threading import BrokenBarrierError
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlapost.config import EnvConfig
+from vlapost.config import EnvConfig, UserError
 from vlapost.envs.vector import SceneVector, make_env
 
 RUNS = 5
 SCENES = 2  # per process
 STEPS = 80
+LONGEST_WAIT = 600  # seconds for another process
+
+_barrier: Barrier
 
 
 def measure(cfg: EnvConfig, image_size: tuple[int, int], processes: int) -> dict[str, Any]:
-    """Median over five episodes of the control steps per second of all processes together, and of a reset's time."""
+    """Median over five episodes of the control steps per second of all processes together, and of a reset's time.
+
+    Raises:
+        UserError: what stopped a process, or that one died.
+    """
     cfg = replace(cfg, image_size=list(image_size), num_envs=SCENES)
     context = mp.get_context("spawn")
-    barrier, results = context.Barrier(processes), context.SimpleQueue()
-    workers = [
-        context.Process(target=_work, args=(cfg, rank, barrier, results), daemon=True) for rank in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    measured = [results.get() for _ in workers]
-    for worker in workers:
-        worker.join()
+    barrier = context.Barrier(processes, timeout=LONGEST_WAIT)
+    with ProcessPoolExecutor(processes, context, _start, (barrier,)) as pool:
+        futures = [pool.submit(_work, cfg, rank) for rank in range(processes)]
+        failures = [error for error in map(Future.exception, futures) if error is not None]
+    for error in sorted(failures, key=lambda error: isinstance(error, BrokenBarrierError)):  # the cause comes first
+        if isinstance(error, BrokenProcessPool):
+            raise UserError("A measuring process died, most likely for lack of memory; end other programs.")
+        raise error
+    measured = [future.result() for future in futures]
     rates = [sum(rate) for rate in zip(*(rates for rates, _ in measured))]
     return {
         "image": f"{image_size[1]}x{image_size[0]}",
         "processes": processes,
+        "scenes_per_process": SCENES,
+        "steps_per_episode": STEPS,
+        "episodes": RUNS,
         "steps_per_s": median(rates),
         "slowest": min(rates),
         "fastest": max(rates),
@@ -45,19 +58,34 @@ def measure(cfg: EnvConfig, image_size: tuple[int, int], processes: int) -> dict
     }
 
 
-def _work(cfg: EnvConfig, rank: int, barrier: Barrier, results: Any) -> None:
+def _start(barrier: Barrier) -> None:
+    """First call in every process: where all wait before each episode, so that they run side by side."""
+    global _barrier
+    _barrier = barrier
+
+
+def _work(cfg: EnvConfig, rank: int) -> tuple[list[float], list[float]]:
+    try:
+        return _measure(cfg, rank)
+    except BaseException:
+        _barrier.abort()  # the others need not wait
+        raise
+
+
+def _measure(cfg: EnvConfig, rank: int) -> tuple[list[float], list[float]]:
+    """Control steps per second and seconds of a reset, of each counted episode."""
     torch.set_num_threads(1)
     env = make_env(cfg)
     ids = torch.arange(RUNS + 1)[:, None] * 50_179 + torch.arange(SCENES) * 7 + rank * 1013
     _episode(env, ids[0])  # not counted: first pictures, caches
     rates, resets = [], []
     for episode in ids[1:]:
-        barrier.wait()
+        _barrier.wait()
         seconds, reset_seconds = _episode(env, episode)
         rates.append(STEPS * SCENES / seconds)
         resets.append(reset_seconds)
     env.close()
-    results.put((rates, resets))
+    return rates, resets
 
 
 def _episode(env: SceneVector, ids: Tensor) -> tuple[float, float]:
