@@ -164,7 +164,7 @@ def _procedural_root() -> Path:
                 return root
             for leftover in parent.glob("tmp-*"):
                 shutil.rmtree(leftover)
-            print(f"Drawing the procedural assets into {root} (once, about 15 s) ...", file=sys.stderr, flush=True)
+            print(f"Drawing the procedural assets into {root} (once, about 10 s) ...", file=sys.stderr, flush=True)
             temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=parent))
             generate(temporary)
             write_manifest(temporary)
