@@ -168,6 +168,7 @@ def alone(folder: Path, first: bool) -> Iterator[None]:
     Raises:
         UserError: another command is training there.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         if first:
             try:
