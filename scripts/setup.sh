@@ -57,6 +57,7 @@ find_python() {
 install_packages() {
     if [ .venv/.installed -nt setup.cfg ] && usable .venv/bin/python; then say "Python packages are installed"; return; fi
     if ! usable .venv/bin/python; then
+        command -v python3 >/dev/null || apt_install python3 python3-venv
         local python; python=$(find_python)
         "$python" -c 'import ensurepip' 2>/dev/null || apt_install python3-venv
         say "making .venv with $("$python" --version)"
