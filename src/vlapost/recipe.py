@@ -26,9 +26,10 @@ from rich.table import Table
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.train import MAY_CHANGE, claim
+from vlapost.train import claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.")
+MAY_CHANGE = ("trainer.video_episodes", "demos.workers", "evaluation.workers", "evaluation.videos")
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision")
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
 
@@ -47,7 +48,7 @@ def run(argv: list[str]) -> None:
 
     folder = ROOT / "lightning_logs" / cfg.run
     for part, settings in ((folder, cfg), (folder / "sft", warmup_cfg), (folder / "evaluation", base)):
-        claim(part, settings, MAY_CHANGE[1:])  # here not even the number of iterations
+        claim(part, settings, MAY_CHANGE)
     rl = cfg.algorithm.name
     warm, tuned = folder / "sft/adapter", folder / f"{rl}/adapter"
 

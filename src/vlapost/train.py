@@ -25,14 +25,8 @@ if TYPE_CHECKING:
 
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
-# Settings that may differ when a run is continued: they change how long or how fast, not what.
-MAY_CHANGE = (
-    "trainer.iterations",
-    "trainer.video_episodes",
-    "demos.workers",
-    "evaluation.workers",
-    "evaluation.videos",
-)
+# Settings that may differ when a stage is continued: they change how long, how fast or what is shown, not what is learned.
+MAY_CHANGE = ("trainer.iterations", "trainer.video_episodes", "demos.workers", "evaluation.")
 HARMLESS = (
     ".*module\\(s\\) in eval mode.*",  # there is no dropout: train() and eval() are the same here
     ".*Grad strides do not match bucket view strides.*",  # of tensors with one row
