@@ -31,7 +31,7 @@ train-sft: $(INSTALLED)  ## Supervised fine-tuning on demonstrations
 train-ppo: $(INSTALLED)  ## Reinforcement learning with PPO, with all stages before it
 	@$(PYTHON) -m vlapost.recipe ppo $(ARGS)
 
-evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapter=FOLDER evaluation.temperature=0.6"
+evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapter=FOLDER evaluation.temperature=0"
 	@$(PYTHON) -m vlapost.evaluate $(ARGS)
 
 tensorboard: $(INSTALLED)  ## Curves and videos in the browser, on port 6006 or PORT=...

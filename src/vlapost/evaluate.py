@@ -1,7 +1,7 @@
 """Success of a policy on the fixed held-out episodes.
 
     make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter"
-    make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter evaluation.temperature=0.6 env.obj_set=test"
+    make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter evaluation.temperature=0 env.obj_set=test"
 
 Episodes, a report and videos go to lightning_logs/<run>/evaluation/<what was evaluated>/, where <run> is the one the
 adapter comes from. The same command continues where it was stopped; more `evaluation.episodes` add to those finished.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
-# Settings that may differ when a stage is continued: they change how long, how fast or what is shown, not what is learned.
+# Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
 MAY_CHANGE = ("trainer.iterations", "trainer.video_episodes", "demos.workers", "evaluation.")
 HARMLESS = (
     ".*module\\(s\\) in eval mode.*",  # there is no dropout: train() and eval() are the same here
