@@ -254,7 +254,8 @@ def build_slow(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
 
 def test_interrupting_keeps_what_is_finished_and_says_so(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; import test_evaluation as t; from vlapost import cli\n"
+        "import signal, sys; from pathlib import Path; import test_evaluation as t; from vlapost import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a runner in the background ignores it
         f"sys.exit(cli.guard(lambda words: t._slow_parent(Path({str(tmp_path)!r})), []))"
     )
     child = subprocess.Popen(
