@@ -69,7 +69,7 @@ def noise_feed(cfg: Config, policy) -> DemoFeed:
     return DemoFeed(12, make)
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     pass
 
 
@@ -83,7 +83,7 @@ def fit(cfg: Config, folder: Path, cut: bool = False) -> dict[str, torch.Tensor]
 
         def until_the_cut(batch, batch_idx):
             if module.current_epoch == 1 and batch_idx == 1:
-                raise PowerCut
+                raise PowerCutError
             return step(batch, batch_idx)
 
         module.training_step = until_the_cut  # type: ignore[method-assign]
@@ -100,7 +100,7 @@ def fit(cfg: Config, folder: Path, cut: bool = False) -> dict[str, torch.Tensor]
 def test_resume_equals_uninterrupted_bitwise(name: str, words: list[str], tiny: Path, tmp_path: Path):
     cfg = settings(name, words, tiny, 2)
     whole = fit(cfg, tmp_path / "whole")
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerCutError):
         fit(cfg, tmp_path / "cut", cut=True)
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["iteration00000.ckpt"]
     resumed = fit(cfg, tmp_path / "cut")
