@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from dataclasses import dataclass
 
 import sapien
@@ -15,7 +17,6 @@ from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import rules
 from vlapost.envs.episodes import find_setup
 from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
-
 
 FREE_EVERY = 16  # scene resets; without it a process grows by 0.3 MB per reset, for ever
 
