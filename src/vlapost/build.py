@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,13 +54,14 @@ def build_experience(
     config: Config, policy: OpenVLAPolicy, module: PolicyModule, feed: Callable[[], DemoFeed] | None = None
 ) -> ExperienceModule:
     """Rollouts of this policy, judged by this module, and the stored demonstrations (as `feed` makes them)."""
+    simulation = PlaceOnPlate(config, policy)
     return ExperienceModule(
         config,
         policy,
         module.advantage if isinstance(module, PPO) else None,
-        PlaceOnPlate(config, policy),
+        simulation,
         feed or (lambda: demo_feed(config, policy)),
-        episodes.held_out(config.env.id, config.env.obj_set),
+        simulation.held_out,
     )
 
 
@@ -85,18 +85,13 @@ def open_demos(config: Config) -> DemoDataset:
     return DemoDataset(ROOT / d.path, d.filter, d.min_translation, d.min_rotation, d.episodes)
 
 
-def run_folder(config: Config) -> Path:
-    """lightning_logs/<run>."""
-    return ROOT / "lightning_logs" / config.run
-
-
 class PlaceOnPlate:
     """The benchmark's scenes for one process: training starts that are never held out, and held-out episodes."""
 
     def __init__(self, config: Config, policy: OpenVLAPolicy):
         self.config, self.policy = config, policy
         self.setup = episodes.find_setup(config.env.id, config.env.obj_set)
-        self.exclude = episodes.held_out(config.env.id, config.env.obj_set)
+        self.held_out = episodes.held_out(config.env.id, config.env.obj_set)
 
     def make(self) -> VectorEnv:
         """Build the scenes."""
@@ -104,7 +99,7 @@ class PlaceOnPlate:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform training episode ids `[count]`."""
-        return episodes.draw(self.setup, count, generator, self.exclude)
+        return episodes.draw(self.setup, count, generator, self.held_out)
 
     def evaluate(self, env: VectorEnv, ids: list[int], record: int) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
         """Run `ids`, `env.num_envs` at a time."""

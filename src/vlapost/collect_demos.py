@@ -11,8 +11,6 @@ command continues after an interruption, and a larger demos.episodes adds to wha
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from rich.table import Table
 
 from vlapost.cli import console, end_with_parent, main, parse, progress
 from vlapost.config import ROOT, Config, EnvConfig, UserError, load
+from vlapost.evaluation.summary import write_json
 
 if TYPE_CHECKING:
     from vlapost.envs.vector import SceneVector
@@ -205,8 +204,7 @@ def report(folder: Path, writer: DemoWriter) -> None:
     table.add_row("size", f"{size / 1e6:.1f} MB")
     console.print(table)
     content = {"demonstrations": writer.episodes, "failed": dict(writer.failures.most_common())}
-    (folder / ".failures.tmp").write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(folder / ".failures.tmp", folder / "failures.json")
+    write_json(folder / "failures.json", content)
 
 
 def run(argv: list[str]) -> None:
