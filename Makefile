@@ -1,13 +1,13 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean
+.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 PORT ?= 6006
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Settings: ARGS="key=value ..." (every key is explained in conf/base.yaml)'
 
 setup:  ## Install everything into .venv, and the Vulkan driver the simulator draws with
@@ -30,6 +30,9 @@ train-sft: $(INSTALLED)  ## Supervised fine-tuning on demonstrations
 
 train-ppo: $(INSTALLED)  ## Reinforcement learning with PPO, with all stages before it
 	@$(PYTHON) -m vlapost.recipe ppo $(ARGS)
+
+learning-curve: $(INSTALLED)  ## PPO for 400,000 steps against SFT on up to 4,000 demonstrations (hours; resumable)
+	@$(PYTHON) -m vlapost.curve $(ARGS)
 
 evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapter=FOLDER evaluation.temperature=0"
 	@$(PYTHON) -m vlapost.evaluate $(ARGS)

@@ -36,6 +36,7 @@ def measure(overrides: Sequence[str]) -> dict[str, Any]:
     stages = {name: middle[f"time/{name}_s"] for name in ("simulation", "inference", "learning")}
     total = middle["time/iteration_s"]
     return {
+        "loop_steps_per_s": middle["time/env_steps_per_s"],
         "rollout_steps_per_s": middle["time/env_steps_per_s"] * total / (stages["simulation"] + stages["inference"]),
         "learner_samples_per_s": middle["time/learner_samples_per_s"],
         "iteration_s": total,

@@ -7,6 +7,14 @@ from vlapost.config import load
 from vlapost.envs.vector import SceneVector, make_env
 
 
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """Training sets the precision of products for its whole process; the next test starts with the default."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_flash_sdp(True)
+
+
 @pytest.fixture(scope="session")
 def env() -> Iterator[SceneVector]:
     """Two scenes of the benchmark at 128x128, shared by all tests of a process; reset it before use."""

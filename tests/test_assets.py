@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -17,7 +18,9 @@ import vlapost.drivers  # noqa: F401  (chooses the Vulkan driver)
 from vlapost.assets import pack as pack_module
 from vlapost.assets import procedural
 from vlapost.assets.pack import Model, Pack, open_pack, verify, write_manifest
+from vlapost.assets.procedural.world import FAMILIES, HUES
 from vlapost.config import UserError
+from vlapost.policies.tiny_tokenizer import COLOURS, WORLD_OBJECTS, WORLD_RECEPTACLES
 
 # id, name, box in mm (spec: paper's object and receptacle databases), density in kg/m3
 OBJECTS = """
@@ -124,6 +127,34 @@ def test_a_second_generation_is_identical(pack: Pack, tmp_path: Path) -> None:
     procedural.generate(tmp_path)
     write_manifest(tmp_path)
     assert (tmp_path / "manifest.json").read_text() == (pack.root / "manifest.json").read_text()
+
+
+def test_a_world_is_drawn_by_kind_and_number_alone(tmp_path: Path) -> None:
+    world, again = tmp_path / "world", tmp_path / "again"
+    procedural.generate_world(world, {"objects": 12, "receptacles": 4, "tables": 2})
+    for folder, index in (("objects", 7), ("receptacles", 3), ("tables", 1)):
+        id_, entry = procedural._write_random(again, folder, index)
+        database = json.loads((world / folder / "model_db.json").read_text())
+        assert json.loads(json.dumps(entry)) == database[id_] == list(database.values())[index]
+    files = [file for file in again.rglob("*") if file.is_file()]
+    assert len(files) == 6  # two of each body, table and texture
+    for file in files:
+        assert file.read_bytes() == (world / file.relative_to(again)).read_bytes(), file
+    unseen = {word for row in OBJECTS.strip().splitlines()[16:] for word in row.split("|")[1].split()}
+    families = {family.name for family in FAMILIES}
+    assert families == set(WORLD_OBJECTS.split(", "))  # the tokenizer knows every word
+    assert set(HUES) | {"brown", "black", "white", "grey"} == set(COLOURS.split(", "))
+    assert families.isdisjoint(unseen)
+    for folder in ("objects", "receptacles"):
+        for id_, entry in json.loads((world / folder / "model_db.json").read_text()).items():
+            assert entry["name"].split()[1] in (WORLD_OBJECTS + ", " + WORLD_RECEPTACLES).split(", ")
+            box = np.array([entry["bbox"]["min"], entry["bbox"]["max"]])
+            for file in ("textured.glb", "collision.obj"):
+                bounds = trimesh.load(world / folder / id_ / file, force="mesh", process=False).bounds
+                np.testing.assert_allclose(bounds, box, atol=1e-4, err_msg=f"{id_}/{file}")
+            if folder == "objects":
+                assert min(np.ptp(box, axis=0)[:2]) < 0.074, id_  # the gripper opens to 74 mm
+    assert cv2.imread(str(world / "tables/001_table.png")).shape == (480, 640, 3)
 
 
 def test_verify_names_the_file_with_a_flipped_bit(pack: Pack, tmp_path: Path) -> None:
@@ -259,7 +290,7 @@ def test_processes_that_start_together_generate_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(procedural, "generate", generate)
     leftover = tmp_path / "data" / "assets" / "tmp-interrupted"
     leftover.mkdir(parents=True)
-    threads = [threading.Thread(target=pack_module._procedural_root) for _ in range(4)]
+    threads = [threading.Thread(target=pack_module._generated_root, args=("procedural",)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -270,7 +301,7 @@ def test_processes_that_start_together_generate_once(monkeypatch: pytest.MonkeyP
 
 
 def test_wrong_packs_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'papier'; it must be procedural or paper"):
+    with pytest.raises(UserError, match="'papier'; it must be procedural, paper or world"):
         open_pack("papier")
     monkeypatch.delenv("VLAPOST_ASSETS", raising=False)
     with pytest.raises(UserError, match="VLAPOST_ASSETS is not set"):

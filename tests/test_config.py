@@ -61,7 +61,7 @@ def test_base_explains_every_key() -> None:
     assert all("#" in text for text in keys if not text.rstrip().endswith(":"))
 
 
-@pytest.mark.parametrize("module", ["evaluate", "train", "recipe", "pretrain", "collect_demos"])
+@pytest.mark.parametrize("module", ["evaluate", "train", "recipe", "curve", "pretrain", "collect_demos"])
 def test_a_wrong_key_stops_a_command_before_torch_loads(module: str) -> None:
     program = (
         f"import sys, vlapost.cli as cli, vlapost.{module} as entry\n"

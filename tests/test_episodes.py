@@ -3,13 +3,16 @@ import math
 import pytest
 import torch
 
+from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
 from vlapost.envs.episodes import decode, draw, encode, find_setup, held_out, instruction, make_held_out
 
 MAIN = "PutOnPlateInScene25Main-v3"
 
 
-@pytest.mark.parametrize(("obj_set", "total"), [("train", 802_816), ("test", 141_120), ("all", 1_646_400)])
+@pytest.mark.parametrize(
+    ("obj_set", "total"), [("few", 200_704), ("train", 802_816), ("test", 141_120), ("all", 1_646_400)]
+)
 def test_number_of_episodes(obj_set, total):
     assert find_setup(MAIN, obj_set).total == total
 
@@ -44,7 +47,7 @@ def test_the_first_pair_of_points():
     torch.testing.assert_close(spec.receptacle_xy, torch.tensor([[-0.235, 0.015]]))
 
 
-@pytest.mark.parametrize("obj_set", ["train", "test", "all"])
+@pytest.mark.parametrize("obj_set", ["few", "train", "test", "all"])
 def test_held_out_list_is_the_committed_one_and_balanced(obj_set):
     setup, ids = find_setup(MAIN, obj_set), held_out(MAIN, obj_set)
     assert torch.equal(ids, make_held_out(setup))
@@ -69,10 +72,25 @@ def test_draw_is_uniform_reproducible_and_avoids_the_held_out_list():
     assert decode(setup, first).object.unique().numel() == 16
 
 
+def test_the_pretraining_world_covers_the_benchmarks_square_with_a_finer_grid():
+    world, main = find_setup("PutOnReceptacleInWorld-v1", "train"), find_setup(MAIN, "train")
+    assert (len(world.objects), len(world.receptacles), len(world.tables)) == tuple(WORLD.values())
+    for column in range(4):
+        low, high = main.positions[:, column].aminmax()
+        near, far = world.positions[:, column].aminmax()
+        assert near.item() == pytest.approx(low.item() - 0.01, abs=1e-6)
+        assert far.item() == pytest.approx(high.item() + 0.01, abs=1e-6)
+    distance = (world.positions[:, :2] - world.positions[:, 2:]).norm(dim=1)
+    assert distance.min().item() == pytest.approx(0.0707107, abs=1e-6)  # five steps each way
+    ids = held_out("PutOnReceptacleInWorld-v1", "train")
+    assert torch.equal(ids, make_held_out(world))
+    assert len(ids.unique()) == 1024
+
+
 def test_unknown_names_are_user_errors():
     with pytest.raises(UserError, match=r"env\.id is 'Nope'"):
         find_setup("Nope", "train")
-    with pytest.raises(UserError, match="train, test, all"):
+    with pytest.raises(UserError, match="few, train, test, all"):
         find_setup(MAIN, "training")
 
 

@@ -17,7 +17,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlapost.policies.tiny import write_tiny
 
     folder = tmp_path_factory.mktemp("tiny")
-    write_tiny(folder, 0, {"sft": STATISTICS})
+    write_tiny(folder, 0, {"world": STATISTICS})
     return folder
 
 

@@ -1,5 +1,6 @@
 """The seam between sampling and learning: laziness, order, seeds, shapes, augmentation."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -8,7 +9,7 @@ import torch
 
 from vlapost.config import UserError, load
 from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyOutput, Rollout, Step
-from vlapost.experience.augment import augment
+from vlapost.experience.augment import augment, repaint
 from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
 from vlapost.experience.datamodule import check_batches, to_go
@@ -138,6 +139,9 @@ def test_collect_lines_up_observation_action_and_reward():
     class Echo:
         """Acts with the number it sees; its log-probability and value are functions of it."""
 
+        def see(self, observation):
+            return replace(observation, patches=observation.image[..., 0].float())
+
         def act(self, observation, noise, temperature):
             seen = observation.image[:, 0, 0, 0].long()
             return PolicyOutput(seen.view(-1, 1).expand(-1, 7), -seen.float(), seen.float() / 2)
@@ -156,6 +160,42 @@ def test_collect_lines_up_observation_action_and_reward():
     assert r.last_value.tolist() == [1.5] * 4
     assert r.instruction == ("do 0", "do 1", "do 2", "do 3")
     assert r.metrics.success.all()
+    assert r.patches is not None
+    assert torch.equal(r.patches, r.image[..., 0].float())  # two rounds of two scenes, joined like the pictures
+
+
+def test_patch_features_travel_with_their_sample():
+    rollout = rollout_of()
+    with_patches = replace(rollout, patches=rollout.reward.view(T, E, 1, 1).expand(T, E, 2, 5))
+    for batch in minibatches(collect_fn=lambda: with_patches):
+        assert batch.observation.patches is not None
+        assert torch.equal(batch.observation.patches[:, 1, 4], batch.logprob)
+
+
+def test_repaint_changes_tables_and_colours_but_not_what_is_where():
+    image = torch.zeros(200, 4, 4, 3, dtype=torch.uint8)
+    labels = torch.zeros(200, 4, 4, dtype=torch.uint8)
+    labels[:, 1, 1], labels[:, 2, 2], labels[:, 3, 3] = 1, 2, 3
+    image[labels == 0] = torch.tensor([10, 20, 30], dtype=torch.uint8)
+    image[labels == 1] = torch.tensor([60, 60, 60], dtype=torch.uint8)
+    image[labels == 2] = torch.tensor([100, 0, 0], dtype=torch.uint8)
+    image[labels == 3] = torch.tensor([0, 120, 0], dtype=torch.uint8)
+    tables = torch.full((1, 4, 4, 3), 200, dtype=torch.uint8)
+    new = repaint(image, labels, tables, seeded(1))
+    assert torch.equal(new, repaint(image, labels, tables, seeded(1)))
+    assert int(image[labels == 0][:, 0].max()) == 10  # the argument is left alone
+    background = new[labels == 0].view(200, -1, 3).float()
+    assert torch.equal(background, background[:, :1].expand_as(background))  # one colour stays one colour
+    assert 0.6 < (background[:, 0].mean(1) > 60).float().mean() < 0.8  # 70 % stand on the other table
+    robot = new[labels == 1].float()
+    assert robot.min() >= 60 * 0.65**2 - 1
+    assert robot.max() <= 60 * 1.35**2 + 1
+    for kind, channel in ((2, 0), (3, 1)):  # one channel is lit: it moves in about a third of the pictures
+        colours = new[labels == kind]
+        assert ((colours > 0).sum(1) == 1).all()
+        assert 0.2 < (colours[:, channel] == 0).float().mean() < 0.45
+    white = repaint(torch.full_like(image, 255), labels, tables + 55, seeded(2))
+    assert white.min() >= 255 * 0.65**2 - 1  # what is too bright is cut at 255, not wrapped
 
 
 def test_augment_is_seeded_mild_and_keeps_the_form():

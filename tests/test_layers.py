@@ -21,10 +21,10 @@ MAY_IMPORT = {
     "policies": {"config", "contracts", "disk"},
     "algorithms": {"config", "contracts"},
     "experience": {"config", "contracts"},
-    "evaluation": {"config", "contracts", "cli"},
+    "evaluation": {"config", "contracts", "cli", "disk"},
     "callbacks": {"config", "contracts", "cli", "evaluation"},
 }
-JOIN_EVERYTHING = {"__init__", "build", "train", "pretrain", "recipe", "evaluate", "collect_demos", "doctor"}
+JOIN_EVERYTHING = {"__init__", "build", "train", "pretrain", "recipe", "curve", "evaluate", "collect_demos", "doctor"}
 
 
 def part(path: Path) -> str:

@@ -76,7 +76,7 @@ def test_actions_lead_the_virtual_target_along_the_path() -> None:
         assert (target * rotation.inv()).magnitude() < 1e-6
 
 
-def test_a_planned_motion_ends_at_its_goal() -> None:
+def test_a_planned_motion_ends_at_its_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     planner = ArmPlanner(open_pack("procedural"))
     start = np.array(INITIAL_QPOS)
     position, rotation = planner.pose(start)
@@ -90,6 +90,12 @@ def test_a_planned_motion_ends_at_its_goal() -> None:
     speed = np.abs(np.diff(path[:, :6], axis=0, prepend=start[None, :6])) / 0.2
     assert speed.max() <= 0.9 + 1e-6
     assert planner.plan(start, position + np.array([1.0, 0, 0]), rotation) is None  # out of reach
+
+    def unparameterised(*args, **settings):
+        raise RuntimeError("Fail to parameterize path")  # MPLib's way to say that TOPP found no timing
+
+    monkeypatch.setattr(planner, "plan_screw", unparameterised)
+    assert planner.plan(start, goal, rotation) is None
 
 
 @pytest.mark.sim

@@ -47,16 +47,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(checkpoint: Path, adapter: str = "") -> PolicyConfig:
-    return PolicyConfig(str(checkpoint), adapter, "sft", lora_rank=8, lora_alpha=4, critic=True)
+    return PolicyConfig(str(checkpoint), adapter, "sft", lora_rank=8, lora_alpha=4, train_vision=True, critic=True)
 
 
 def make(checkpoint: Path, dtype: torch.dtype = torch.float32) -> OpenVLAPolicy:
-    """A policy whose adapters are not zero, so that they matter."""
+    """A policy whose adapters and critic are not zero, so that they matter."""
     torch.manual_seed(1)
     policy = load_policy(config(checkpoint), "cpu", dtype)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "head_l3" in name:
                 parameter.normal_(std=0.1)
     return policy
 
@@ -165,6 +165,32 @@ def test_adapters_train_alone_and_all_of_them(policy: OpenVLAPolicy, observation
     assert trained == wanted == {name for name, p in policy.named_parameters() if p.requires_grad}
     count = len(list(policy.adapter_parameters())) + len(list(policy.critic_parameters()))
     assert count == len(wanted)
+
+
+def test_frozen_encoders_see_once_and_judge_alike(checkpoint: Path, observation: Observation) -> None:
+    torch.manual_seed(3)
+    frozen = load_policy(replace(config(checkpoint), train_vision=False), "cpu", torch.float32)
+    seen = frozen.see(observation)
+    assert seen.patches is not None
+    assert seen.patches.shape == (3, 64, 192)
+    tokens = torch.arange(21).view(3, 7)
+    from_image, from_patches = (frozen.evaluate(o, tokens) for o in (observation, seen))
+    assert torch.equal(from_image.logprob, from_patches.logprob)
+    dark = replace(seen, image=torch.zeros_like(seen.image))  # the picture is not looked at again
+    assert torch.equal(frozen.evaluate(dark, tokens).logprob, from_patches.logprob)
+    (from_patches.logprob.sum() + from_patches.value.sum()).backward()
+    with_gradient = {name for name, p in frozen.named_parameters() if p.grad is not None}
+    assert with_gradient == {n for n, p in frozen.named_parameters() if p.requires_grad}
+    assert not any("vision_backbone" in name for name in with_gradient)
+    assert any("vision_backbone" in name for name in frozen.adapter_state())  # they are still saved with the others
+
+
+def test_learning_encoders_see_nothing_in_advance(policy: OpenVLAPolicy, observation: Observation) -> None:
+    assert policy.see(observation) is observation
+
+
+def test_a_new_critic_says_zero(checkpoint: Path, observation: Observation) -> None:
+    assert torch.equal(load_policy(config(checkpoint), "cpu", torch.float32).value(observation), torch.zeros(3))
 
 
 def test_full_policy_trains_every_weight_in_use(checkpoint: Path, observation: Observation) -> None:

@@ -60,7 +60,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def make(checkpoint: Path, adapter: str, expected: dict[str, torch.Tensor]) -> OpenVLAPolicy:
-    policy = load_policy(PolicyConfig(str(checkpoint), adapter, "bridge_orig", 32, 16, True), "cpu", torch.float32)
+    policy = load_policy(
+        PolicyConfig(str(checkpoint), adapter, "bridge_orig", 32, 16, True, True), "cpu", torch.float32
+    )
     head = load_file(FIXTURE / "value_head.safetensors")
     policy.value_head.load_state_dict({name.removeprefix("value_head."): t for name, t in head.items()})
     for i, name in enumerate(NAMES):  # the true Llama-2 ids of the four prompts

@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     low, high = [-0.03] * 3 + [-0.2] * 3 + [-1.0], [0.03] * 3 + [0.2] * 3 + [1.0]
     write_tiny(
-        tmp_path / "models/tiny", 0, {"sft": {"action": {"q01": low, "q99": high, "mask": [True] * 6 + [False]}}}
+        tmp_path / "models/tiny", 0, {"world": {"action": {"q01": low, "q99": high, "mask": [True] * 6 + [False]}}}
     )
     return tmp_path
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from vlapost import config, train
+from vlapost.algorithms.pretrain import Pretrain
 from vlapost.build import build_experience, build_module, build_policy, demo_feed
-from vlapost.config import Config, UserError
-from vlapost.contracts import DemoBatch, RolloutBatch
+from vlapost.config import ROOT, Config, UserError
+from vlapost.contracts import DemoBatch, GroundedBatch, RolloutBatch
 from vlapost.experience.datamodule import DemoFeed
+from vlapost.policies.policy import load_full_policy
 
 PPO = [
     "experience.rounds=1",
@@ -36,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "q99": [0.03] * 3 + [0.2] * 3 + [1.0],
         "mask": [True] * 6 + [False],
     }
-    write_tiny(folder, 0, {"sft": {"action": action}})
+    write_tiny(folder, 0, {"world": {"action": action}})
     return folder
 
 
@@ -94,8 +96,13 @@ def fit(cfg: Config, folder: Path, cut: bool = False) -> dict[str, torch.Tensor]
 @pytest.mark.sim
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("sft", SFT), ("ppo", PPO), ("ppo", [*PPO, "experience.schedule=[rollout,demos]", "experience.demo_steps=2"])],
-    ids=["sft", "ppo", "alternating"],
+    [
+        ("sft", SFT),
+        ("ppo", [*PPO, "policy.train_vision=true"]),
+        ("ppo", [*PPO, "policy.train_vision=false"]),
+        ("ppo", [*PPO, "experience.schedule=[rollout,demos]", "experience.demo_steps=2"]),
+    ],
+    ids=["sft", "ppo", "frozen encoders", "alternating"],
 )
 def test_resume_equals_uninterrupted_bitwise(name: str, words: list[str], tiny: Path, tmp_path: Path):
     cfg = settings(name, words, tiny, 2)
@@ -105,6 +112,39 @@ def test_resume_equals_uninterrupted_bitwise(name: str, words: list[str], tiny: 
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["iteration00000.ckpt"]
     resumed = fit(cfg, tmp_path / "cut")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def grounded_feed(policy) -> DemoFeed:
+    """Random pictures, as `noise_feed`, whose truth is random too."""
+    demos = noise_feed(config.load("pretrain"), policy)
+    generator = torch.Generator().manual_seed(6)
+    position = torch.randn(12, 9, generator=generator)
+    labels = torch.randint(0, 4, (12, 128, 128), dtype=torch.uint8, generator=generator)
+    return DemoFeed(12, lambda index, g: GroundedBatch(demos.make(index, g), position[index], labels[index]))  # type: ignore[arg-type]
+
+
+def pretrain(cfg: Config, folder: Path) -> dict[str, torch.Tensor]:
+    """Pretrain (or continue) and return all weights."""
+    policy = load_full_policy(ROOT / cfg.policy.checkpoint, cfg.policy.unnorm_key)
+    torch.manual_seed(cfg.seed)
+    module = Pretrain(policy, cfg.grounding, cfg.optim, 4, policy.sizes)
+    data = build_experience(cfg, policy, module, lambda: grounded_feed(policy))
+    assert train.fit(cfg, folder, module, data)
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def test_pretraining_moves_every_weight_in_use_and_resumes_bitwise(tiny: Path, tmp_path: Path):
+    words = ["trainer.devices=1", "trainer.accelerator=cpu", "trainer.eval_every=0", "experience.demo_steps=2"]
+    cfg = settings("pretrain", [*words, "optim.batch_size=4"], tiny, 2)
+    whole = pretrain(cfg, tmp_path / "whole")
+    pretrain(replace(cfg, trainer=replace(cfg.trainer, iterations=1)), tmp_path / "cut")
+    resumed = pretrain(cfg, tmp_path / "cut")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    policy = load_full_policy(tiny, "world")
+    before = {f"policy.{name}": p for name, p in policy.named_parameters()}
+    for name, after in whole.items():
+        if name in before:
+            assert torch.equal(before[name], after) != before[name].requires_grad, name
 
 
 @pytest.mark.sim

@@ -115,6 +115,7 @@ def results(pool: ProcessPoolExecutor, cfg: Config, begin: int, end: int | None)
 
 def collect(cfg: Config) -> DemoWriter:
     """Collect what is missing of `cfg.demos.episodes` demonstrations."""
+    from vlapost.assets.pack import open_pack
     from vlapost.experience.demos import DemoWriter
     from vlapost.experience.shards import Failure
 
@@ -122,6 +123,7 @@ def collect(cfg: Config) -> DemoWriter:
     known = writer.episodes
     if known >= cfg.demos.episodes and not writer.missing():
         return writer
+    open_pack(cfg.env.assets)  # drawn here if it is not there yet, where its progress can be seen
     env = replace(cfg.env, backend="cpu")  # a scene at a time: the same demonstrations wherever training simulates
     pool = ProcessPoolExecutor(cfg.demos.workers, get_context("spawn"), start, (env,))
     bar = progress("demo")

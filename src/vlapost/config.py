@@ -50,6 +50,7 @@ class PolicyConfig:
     unnorm_key: str
     lora_rank: int
     lora_alpha: int
+    train_vision: bool
     critic: bool
 
 
@@ -119,10 +120,12 @@ class TrainerConfig:
     accelerator: str
     devices: int
     precision: str
+    matmul: str
     iterations: int
     eval_every: int
     eval_episodes: int
     video_episodes: int
+    snapshot_every: int
 
 
 @dataclass
@@ -250,6 +253,10 @@ def _check_values(config: Config) -> None:
         raise UserError(f"experience.temperature is {config.experience.temperature}; it must be above 0.")
     if config.algorithm.name not in ("sft", "ppo", "pretrain"):
         raise UserError(f"algorithm.name is '{config.algorithm.name}'; it must be sft or ppo.")
+    if config.trainer.snapshot_every and (config.trainer.snapshot_every < 0 or config.algorithm.name == "pretrain"):
+        raise UserError(
+            f"trainer.snapshot_every is {config.trainer.snapshot_every}; it must be 0 or more, and 0 in pretraining."
+        )
     if config.algorithm.name == "sft" and config.policy.critic:
         raise UserError("policy.critic is true, but SFT trains no critic; leave it false.")
     if not config.experience.schedule:
@@ -262,6 +269,8 @@ def _check_values(config: Config) -> None:
         raise UserError(f"trainer.accelerator is '{config.trainer.accelerator}'; it must be auto or cpu.")
     if config.trainer.precision not in ("32-true", "bf16-true"):
         raise UserError(f"trainer.precision is '{config.trainer.precision}'; it must be 32-true or bf16-true.")
+    if config.trainer.matmul not in ("highest", "high", "medium"):
+        raise UserError(f"trainer.matmul is '{config.trainer.matmul}'; it must be highest, high or medium.")
     for source in config.experience.schedule:
         if source not in ("rollout", "demos"):
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")

@@ -5,6 +5,7 @@ Shape legend (used as a suffix where a shape is not obvious, `reward_TE`):
     T  control steps of an episode (80)        E  episodes simulated side by side
     B  samples of a minibatch                  A  action dimensions = action tokens (7)
     V  action vocabulary (256 bins)            H, W  image height and width in pixels
+    P  image patches                           Dv  width of a patch's features
 
 Every batch is a frozen dataclass with its own `.to(device)`: Lightning moves batches by calling it.
 """
@@ -27,17 +28,20 @@ class Observation:
 
     image: `[B, H, W, 3]` uint8, RGB, greenscreen already composited.
     instruction: B sentences, for example "put carrot on plate".
+    patches: `[B, P, Dv]` features of the images where a frozen image encoder has computed them already (`Policy.see`).
     """
 
     image: Tensor
     instruction: tuple[str, ...]
+    patches: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)
 
     def to(self, device: torch.device | str) -> Observation:
-        """Move the image; the sentences stay."""
-        return replace(self, image=self.image.to(device, non_blocking=True))
+        """Move the tensors; the sentences stay."""
+        patches = None if self.patches is None else self.patches.to(device, non_blocking=True)
+        return replace(self, image=self.image.to(device, non_blocking=True), patches=patches)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Rollout:
     action_tokens: `[T, E, A]` int64. logprob, value, reward: `[T, E]` float32.
     last_value: `[E]` float32, the critic's estimate after the last step (for bootstrapping at truncation).
     metrics: the measures at the last step. episode_id: `[E]` int64.
+    patches: `[T, E, P, Dv]` features of the images, where the image encoder is frozen.
     """
 
     image: Tensor
@@ -118,6 +123,7 @@ class Rollout:
     last_value: Tensor
     metrics: Metrics
     episode_id: Tensor
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,9 @@ class EpisodeBatch:
 
 class Policy(Protocol):
     """What rollouts and algorithms ask of a policy."""
+
+    def see(self, observation: Observation) -> Observation:
+        """The observation with its patch features where the image encoder is frozen; else as it is."""
 
     def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
         """Choose actions. `noise` is Gumbel noise `[B, A, V]` (the caller owns the random numbers); None is greedy."""

@@ -1,9 +1,18 @@
-"""Making sure that what is renamed into place is really on the disk."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file; it appears under its name when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    flush_entry(partial)
+    os.replace(partial, path)
 
 
 def flush(path: Path) -> None:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from vlapost import cli, config
 from vlapost.config import ROOT, Config, UserError
+from vlapost.disk import write_text
 
 if TYPE_CHECKING:
     from vlapost.contracts import Policy, VectorEnv
@@ -113,12 +114,9 @@ def _identity(c: Config) -> str:
 def _claim(c: Config, out: Path) -> None:
     """Never count episodes of different policies or settings together."""
     mark = out / "identity"
-    out.mkdir(parents=True, exist_ok=True)
     identity = _identity(c)
     if not mark.is_file():
-        temporary = mark.with_suffix(".tmp")
-        temporary.write_text(identity)
-        temporary.rename(mark)
+        write_text(mark, identity)
     if mark.read_text() != identity:
         raise UserError(f"{out} holds episodes of another policy or other settings; delete that folder to start anew.")
 

@@ -1,8 +1,8 @@
 """Make openvla-tiny: `python -m vlapost.pretrain [key=value ...]`, or `make pretrain`.
 
-Planner demonstrations of the training split -> an untrained folder in OpenVLA's layout -> training of every weight with
-grounding heads (algorithms/pretrain.py) -> `policy.checkpoint`. Interrupted, the same command continues. The work is in
-lightning_logs/<run>/; the finished folder replaces models/openvla-tiny, with the recipe beside the weights.
+Planner demonstrations in the pretraining world -> an untrained folder in OpenVLA's layout -> training of every weight
+with grounding heads (algorithms/pretrain.py) -> `policy.checkpoint`. Interrupted, the same command continues. The work
+is in lightning_logs/<run>/; the finished folder replaces models/openvla-tiny, with the recipe beside the weights.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ def pretrain(cfg: Config, folder: Path) -> None:
     import torch
 
     from vlapost.algorithms.pretrain import Pretrain, standardise
+    from vlapost.assets.pack import open_pack
     from vlapost.build import build_experience, open_demos, total_steps
     from vlapost.contracts import DemoBatch, GroundedBatch, Observation
+    from vlapost.envs.overlay import table_picture
+    from vlapost.experience.augment import repaint
     from vlapost.experience.datamodule import DemoFeed
     from vlapost.policies.policy import load_full_policy
     from vlapost.policies.tiny import write_tiny
@@ -54,12 +57,17 @@ def pretrain(cfg: Config, folder: Path) -> None:
         write_tiny(untrained, cfg.seed, {cfg.policy.unnorm_key: demos.statistics()})
     policy = load_full_policy(untrained, cfg.policy.unnorm_key)
     tokens = policy.encode(demos.actions)
+    height, width = cfg.env.image_size
+    tables = torch.stack([table_picture(t.image, height, width) for t in open_pack(cfg.env.assets).tables])
 
     def make(index: torch.Tensor, generator: torch.Generator) -> GroundedBatch:
         truth = demos.grounding(index)
         positions = (truth.object_position, truth.receptacle_position, truth.gripper_position)
+        image, instruction = demos.observation(index)
+        if cfg.experience.augment:
+            image = repaint(image, truth.segmentation, tables, generator)
         return GroundedBatch(
-            DemoBatch(Observation(*demos.observation(index)), tokens[index]),
+            DemoBatch(Observation(image, instruction), tokens[index]),
             standardise(torch.cat(positions, -1)),
             truth.segmentation,
         )
@@ -72,21 +80,28 @@ def pretrain(cfg: Config, folder: Path) -> None:
 
 
 def publish(cfg: Config, folder: Path, target: Path) -> None:
-    """Score the finished and the untrained folder on held-out episodes and put weights, recipe and scores in place."""
+    """Score the finished folder in its world, and it and the untrained one on the benchmark; put all in place."""
     from vlapost.policies.files import new_folder
 
+    benchmark = config.load("base").env
     scores: dict[str, Any] = {}
-    for name in ("untrained", "openvla-tiny"):
-        c = replace(cfg, policy=replace(cfg.policy, checkpoint=str(folder / name)))
-        report = evaluate.evaluate(c, folder / f"evaluation-{name}")
-        scores[name if name == "untrained" else "pretrained"] = {m: report[m] for m in METRICS}
-        scores["measured"] = measured(c.env.id, c.env.obj_set, c.env.assets, report)
+    for label, name, env in (
+        ("world", "openvla-tiny", cfg.env),
+        ("untrained", "untrained", benchmark),
+        ("pretrained", "openvla-tiny", benchmark),
+    ):
+        c = replace(cfg, env=env, policy=replace(cfg.policy, checkpoint=str(folder / name)))
+        report = evaluate.evaluate(c, folder / f"evaluation-{label}")
+        scores[label] = {m: report[m] for m in METRICS}
+    scores["measured"] = measured(benchmark.id, benchmark.obj_set, benchmark.assets, report)
     finished = folder / "openvla-tiny"
     shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
     write_json(finished / "scores.json", scores)
     write_log(folder, finished / "log.csv")
     with new_folder(target) as new:
         shutil.copytree(finished, new, dirs_exist_ok=True)
+        if (target / "README.md").is_file():
+            shutil.copy(target / "README.md", new)
     cli.console.print(f"Wrote {target}.")
 
 

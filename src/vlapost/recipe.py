@@ -30,20 +30,19 @@ from vlapost.train import claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.")
 MAY_CHANGE = ("trainer.video_episodes", "demos.workers", "evaluation.workers", "evaluation.videos")
-MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision")
+MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
+Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
 
 
 def run(argv: list[str]) -> None:
     """Run every stage that is not finished, then summarise."""
     name, words = cli.parse(argv, "ppo")
-    warmup = [w.removeprefix("sft.") for w in words if w.startswith("sft.")]
     overrides = [w for w in words if not w.startswith("sft.")]
     cfg = config.load(name, overrides)
     if cfg.algorithm.name == "sft":
         raise UserError(f"conf/{name}.yaml trains by SFT alone; use make train-sft.")
-    shared = [*(w for w in overrides if not w.startswith(LEARNING) or w.startswith(MACHINE)), f"run={cfg.run}"]
-    warmup_words = [*shared, *warmup]
+    shared, warmup_words = split_words(words, cfg.run)
     warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
 
     folder = ROOT / "lightning_logs" / cfg.run
@@ -58,16 +57,38 @@ def run(argv: list[str]) -> None:
         return lambda: evaluate.evaluate(c, folder / f"evaluation-{label}")
 
     def training(*words: str) -> Callable[[], object]:
-        return lambda: _call(["vlapost.train", *words])
+        return lambda: call(["vlapost.train", *words])
 
-    stages: list[tuple[str, Path, Callable[[], object]]] = [
-        ("demonstrations", folder / "demos.json", lambda: collect_demos.collect(warmup_cfg)),
+    stages: list[Stage] = [
+        demonstrations(warmup_cfg, folder / "demos.json"),
         ("evaluate base", folder / "evaluation-base/report.json", evaluation("base", None)),
         ("warm-up", warm, training("sft", *warmup_words)),
         ("evaluate before", folder / "evaluation-before/report.json", evaluation("before", warm)),
         (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={warm.relative_to(ROOT)}")),
         ("evaluate after", folder / "evaluation-after/report.json", evaluation("after", tuned)),
     ]
+    summarise(cfg, folder, perform(folder, stages))
+
+
+def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
+    """The overrides of every stage, and those of the warm-up."""
+    shared = [w for w in words if not w.startswith(("sft.", *LEARNING)) or w.startswith(MACHINE)]
+    shared = [*shared, f"run={run}"]
+    return shared, [*shared, *(w.removeprefix("sft.") for w in words if w.startswith("sft."))]
+
+
+def demonstrations(cfg: Config, product: Path, title: str = "demonstrations") -> Stage:
+    """The stage that collects what is missing of `cfg.demos.episodes`."""
+
+    def collect() -> None:
+        collect_demos.collect(cfg).close()
+        write_json(product, {"path": cfg.demos.path, "episodes": cfg.demos.episodes})
+
+    return title, product, collect
+
+
+def perform(folder: Path, stages: list[Stage]) -> dict[str, float]:
+    """Run the stages whose product is not there yet; returns the seconds each took over all attempts, by title."""
     seconds_file = folder / "seconds.json"
     seconds: dict[str, float] = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
     for title, product, stage in stages:
@@ -81,12 +102,10 @@ def run(argv: list[str]) -> None:
         finally:
             seconds[title] = seconds.get(title, 0.0) + time.perf_counter() - begin
             write_json(seconds_file, seconds)
-        if title == "demonstrations":
-            write_json(product, {"path": warmup_cfg.demos.path, "episodes": warmup_cfg.demos.episodes})
-    summarise(cfg, folder, seconds)
+    return seconds
 
 
-def _call(words: list[str]) -> None:
+def call(words: list[str]) -> None:
     """A training stage is a process of its own: it may start more of them, and its memory goes when it ends."""
     child = subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=os.environ | {"VLAPOST_STAGE": "1"})
     try:

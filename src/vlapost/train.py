@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from vlapost import cli, collect_demos, config
 from vlapost.config import Config, UserError
+from vlapost.disk import write_text
 
 if TYPE_CHECKING:
     import lightning as L
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
 # Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
-MAY_CHANGE = ("trainer.iterations", "trainer.video_episodes", "demos.workers", "evaluation.")
+MAY_CHANGE = ("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes", "demos.workers", "evaluation.")
 HARMLESS = (
     ".*module\\(s\\) in eval mode.*",  # there is no dropout: train() and eval() are the same here
     ".*Grad strides do not match bucket view strides.*",  # of tensors with one row
@@ -94,18 +95,20 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     from vlapost.callbacks.checkpoints import SafeCheckpoints
     from vlapost.callbacks.progress import Progress
     from vlapost.callbacks.rollout_stats import RolloutStats
+    from vlapost.callbacks.snapshots import Snapshots
     from vlapost.callbacks.videos import Videos
 
     for known in HARMLESS:
         warnings.filterwarnings("ignore", message=known)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     t = cfg.trainer
-    gpus = 0 if t.accelerator == "cpu" else torch.cuda.device_count()
-    devices = t.devices or gpus or min(2, os.cpu_count() or 1)
+    gpus, devices = processes(cfg)
     if t.eval_every and t.eval_episodes < devices:
         raise UserError(f"trainer.eval_episodes is {t.eval_episodes}; {devices} processes need one each at least.")
     if not gpus:
         torch.set_num_threads(1)  # a second thread gains 1.2x at best, a second process nearly 2x
+        torch.set_float32_matmul_precision(t.matmul)
+        torch.backends.cuda.enable_flash_sdp(False)  # its many small products are slow in oneDNN
     checkpoints = ModelCheckpoint(
         dirpath=folder / "checkpoints", filename="iteration{epoch:05d}", auto_insert_metric_name=False,
         monitor="step", mode="max", save_top_k=2, every_n_epochs=1, save_on_train_epoch_end=True,
@@ -127,11 +130,25 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
         inference_mode=False,
         log_every_n_steps=1,
         logger=TensorBoardLogger(folder.parent, name="", version=folder.name),
-        callbacks=[checkpoints, RolloutStats(), Videos(folder / "videos"), Progress()],
+        callbacks=[
+            checkpoints,
+            RolloutStats(),
+            Videos(folder / "videos"),
+            Snapshots(folder / "snapshots", t.snapshot_every),
+            Progress(),
+        ],
         plugins=[SafeCheckpoints()],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def processes(cfg: Config) -> tuple[int, int]:
+    """How many GPUs there are to use, and how many processes train."""
+    import torch
+
+    gpus = 0 if cfg.trainer.accelerator == "cpu" else torch.cuda.device_count()
+    return gpus, cfg.trainer.devices or gpus or min(2, os.cpu_count() or 1)
 
 
 def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
@@ -149,10 +166,7 @@ def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -
                 "choose another name with run=NAME, or give the settings it was started with."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = written.with_suffix(f".{os.getpid()}")
-    temporary.write_text(config.to_yaml(cfg))
-    temporary.rename(written)
+    write_text(written, config.to_yaml(cfg))
 
 
 @contextmanager

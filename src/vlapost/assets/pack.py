@@ -34,6 +34,8 @@ from vlapost.disk import flush, flush_entry
 
 # folder -> (how many there are, how many of them, counted from the first, are for training)
 COUNTS = {"objects": (25, 16), "receptacles": (17, 1), "tables": (21, 16)}
+WORLD = {"objects": 192, "receptacles": 48, "tables": 192}  # of the pretraining world, all for training
+GENERATED = ("procedural", "world")
 VISUALS = ("textured.obj", "textured.dae", "textured.glb")
 ROBOT = "robots/widowx250s/wx250s"
 
@@ -89,7 +91,7 @@ class Pack:
 
 
 def open_pack(name: str) -> Pack:
-    """The asset pack "procedural" (generated on first use) or "paper" (the folder in $VLAPOST_ASSETS).
+    """The asset pack "procedural" or "world" (generated on first use) or "paper" (the folder in $VLAPOST_ASSETS).
 
     Every file is compared with its checksum, once per process. Visual meshes that the paper's pack lacks are replaced
     by the collision shape, with one warning that lists them.
@@ -97,8 +99,8 @@ def open_pack(name: str) -> Pack:
     Raises:
         UserError: unknown name, $VLAPOST_ASSETS unset or not an asset pack, a file missing or corrupt.
     """
-    if name == "procedural":
-        return _open(name, _procedural_root())
+    if name in GENERATED:
+        return _open(name, _generated_root(name))
     if name == "paper":
         folder = os.environ.get("VLAPOST_ASSETS")
         if not folder:
@@ -106,7 +108,7 @@ def open_pack(name: str) -> Pack:
                 "env.assets is 'paper' but VLAPOST_ASSETS is not set; set it to the folder of the paper's asset pack."
             )
         return _open(name, Path(folder).expanduser().absolute())
-    raise UserError(f"env.assets is '{name}'; it must be procedural or paper.")
+    raise UserError(f"env.assets is '{name}'; it must be procedural, paper or world.")
 
 
 def verify(pack: Pack) -> int:
@@ -115,7 +117,7 @@ def verify(pack: Pack) -> int:
     Raises:
         UserError: the first file that is missing or differs, and what to do about it.
     """
-    if pack.name == "procedural":
+    if pack.name in GENERATED:
         remedy = f"delete {pack.root} and it is generated again"
     else:
         remedy = "copy the pack again"
@@ -144,16 +146,20 @@ def write_manifest(root: Path) -> None:
     (root / "manifest.json").write_text(json.dumps({"files": entries}, indent=1) + "\n")
 
 
-def _procedural_root() -> Path:
-    """Folder of the procedural pack, made now if it is not there.
+def _generated_root(name: str) -> Path:
+    """Folder of a pack that is drawn here, made now if it is not there.
 
     Processes that start together wait for the one that holds the lock; an interrupted generation leaves only a
     temporary folder, which the next one removes.
     """
-    from vlapost.assets.procedural import VERSION, generate  # heavy, and the paper's pack does without it
+    from vlapost.assets.procedural import (
+        VERSION,
+        generate,
+        generate_world,
+    )  # heavy, and the paper's pack does without it
 
     parent = ROOT / "data" / "assets"
-    root = parent / f"procedural-{VERSION}"
+    root = parent / f"{name}-{VERSION}"
     if root.is_dir():
         return root
     try:
@@ -164,16 +170,19 @@ def _procedural_root() -> Path:
                 return root
             for leftover in parent.glob("tmp-*"):
                 shutil.rmtree(leftover)
-            print(f"Drawing the procedural assets into {root} (once, about 10 s) ...", file=sys.stderr, flush=True)
+            print(f"Drawing the assets '{name}' into {root} (once) ...", file=sys.stderr, flush=True)
             temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=parent))
-            generate(temporary)
+            if name == "world":
+                generate_world(temporary, WORLD)
+            else:
+                generate(temporary)
             write_manifest(temporary)
             temporary.chmod(0o755)
             flush(temporary)
             temporary.rename(root)
             flush_entry(parent)
     except OSError as error:
-        raise UserError(f"Cannot write the procedural assets to {parent}: {error.strerror}.") from None
+        raise UserError(f"Cannot write the assets '{name}' to {parent}: {error.strerror}.") from None
     return root
 
 
@@ -197,9 +206,9 @@ def _read(name: str, root: Path) -> Pack:
     pack = Pack(
         name=name,
         root=root,
-        objects=_read_models(root, "objects"),
-        receptacles=_read_models(root, "receptacles"),
-        tables=_read_tables(root),
+        objects=_read_models(name, root, "objects"),
+        receptacles=_read_models(name, root, "receptacles"),
+        tables=_read_tables(name, root),
         robot_urdf=root / f"{ROBOT}.urdf",
         robot_srdf=root / f"{ROBOT}.srdf",
     )
@@ -212,9 +221,8 @@ def _read(name: str, root: Path) -> Pack:
     return pack
 
 
-def _read_models(root: Path, folder: str) -> tuple[Model, ...]:
-    database = _read_database(root, folder)
-    trained = COUNTS[folder][1]
+def _read_models(name: str, root: Path, folder: str) -> tuple[Model, ...]:
+    database, trained = _read_database(name, root, folder)
     models = []
     for index, (id_, entry) in enumerate(database.items()):
         place = root / folder / id_
@@ -235,8 +243,8 @@ def _read_models(root: Path, folder: str) -> tuple[Model, ...]:
     return tuple(models)
 
 
-def _read_tables(root: Path) -> tuple[Table, ...]:
-    trained = COUNTS["tables"][1]
+def _read_tables(name: str, root: Path) -> tuple[Table, ...]:
+    database, trained = _read_database(name, root, "tables")
     return tuple(
         Table(
             index=index,
@@ -246,16 +254,20 @@ def _read_tables(root: Path) -> tuple[Table, ...]:
             texture=root / "textures" / entry["texture"],
             mix=float(entry["mix"]),
         )
-        for index, (file, entry) in enumerate(_read_database(root, "tables").items())
+        for index, (file, entry) in enumerate(database.items())
     )
 
 
-def _read_database(root: Path, folder: str) -> dict[str, Any]:
+def _read_database(name: str, root: Path, folder: str) -> tuple[dict[str, Any], int]:
+    """Entries by id, and how many of them are for training."""
     database = _read_json(root / folder / "model_db.json")
-    count = COUNTS[folder][0]
+    count, trained = (WORLD[folder], WORLD[folder]) if name == "world" else COUNTS[folder]
     if len(database) != count:
-        raise UserError(f"{root / folder / 'model_db.json'} lists {len(database)} entries; the benchmark has {count}.")
-    return database
+        remedy = f"delete {root} and it is generated again" if name in GENERATED else "copy the pack again"
+        raise UserError(
+            f"{root / folder / 'model_db.json'} lists {len(database)} entries; the pack '{name}' has {count}; {remedy}."
+        )
+    return database, trained
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
 
 GRID_ORIGIN = (-0.235, -0.075)  # world x, y of grid point (0, 0), metres
@@ -34,7 +35,7 @@ class Setup:
     """The pools an environment draws from; declaring one is all a task variant of this family needs.
 
     objects, receptacles, tables: indices into the asset pack. object_points, receptacle_points: grid points, in grid
-    steps. yaws: turns of the object about z, radians; the receptacle is never turned.
+    steps of `spacing` metres. yaws: turns of the object about z, radians; the receptacle is never turned.
     """
 
     objects: range
@@ -43,18 +44,19 @@ class Setup:
     object_points: tuple[Point, ...]
     receptacle_points: tuple[Point, ...]
     yaws: tuple[float, ...]
+    spacing: float = GRID_SPACING
 
     @cached_property
     def positions(self) -> Tensor:
         """`[P, 4]` float32: x, y of the object and x, y of the receptacle, world frame, metres."""
-        squared_limit = (MIN_DISTANCE / GRID_SPACING) ** 2
+        squared_limit = round((MIN_DISTANCE / self.spacing) ** 2, 6)  # a whole number where it should be one
         pairs = [
             (*a, *b)
             for a, b in product(self.object_points, self.receptacle_points)
             if (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 > squared_limit
         ]
         origin = torch.tensor(GRID_ORIGIN * 2, dtype=torch.float64)
-        return (origin + GRID_SPACING * torch.tensor(pairs, dtype=torch.float64)).float()
+        return (origin + self.spacing * torch.tensor(pairs, dtype=torch.float64)).float()
 
     @cached_property
     def radix(self) -> tuple[int, int, int, int, int]:
@@ -93,6 +95,7 @@ class EpisodeSpec:
 
 
 SQUARE = tuple(product(range(6), range(6)))
+FINE_SQUARE = tuple(product(range(-1, 17), range(-1, 17)))  # in steps of 1 cm: the same square and 1 cm around it
 QUARTERS = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 
 
@@ -103,9 +106,22 @@ def _on_the_plate(objects: range, tables: range) -> Setup:
 # environment id -> obj_set -> setup
 SETUPS: dict[str, dict[str, Setup]] = {
     "PutOnPlateInScene25Main-v3": {
+        "few": _on_the_plate(range(4, 8), range(16)),  # what the small policy learns in minutes
         "train": _on_the_plate(range(16), range(16)),
         "test": _on_the_plate(range(16, 25), range(16, 21)),
         "all": _on_the_plate(range(25), range(21)),
+    },
+    # Pretraining, with the assets "world": every body and table is drawn at random
+    "PutOnReceptacleInWorld-v1": {
+        "train": Setup(
+            objects=range(WORLD["objects"]),
+            receptacles=range(WORLD["receptacles"]),
+            tables=range(WORLD["tables"]),
+            object_points=FINE_SQUARE,
+            receptacle_points=FINE_SQUARE,
+            yaws=tuple(i * math.pi / 8 for i in range(8)),
+            spacing=0.01,
+        ),
     },
 }
 

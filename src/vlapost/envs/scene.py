@@ -42,7 +42,7 @@ MAX_LINEAR, MAX_ANGULAR = 1e-3, 1e-2  # m/s, rad/s: slower bodies are at rest
 
 
 class PutOnPlateScene(BaseEnv):
-    """ManiSkill environment; reset options `episode_id` (`[E]` int64) and `obj_set` ("train", "test", "all").
+    """ManiSkill environment; reset options `episode_id` (`[E]` int64) and `obj_set` (see `episodes.SETUPS`).
 
     The physics of a control step (`advance`), its measures (`measure`, `progress`) and its picture
     (`render_observation`) can be asked for one by one; `step` does all three.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from scipy.stats import binomtest
+
+from vlapost.disk import write_text
 
 if TYPE_CHECKING:
     from vlapost.evaluation.episodes import EpisodeResult
@@ -58,7 +59,4 @@ def table(summary: Mapping[str, Any], title: str) -> Table:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write readable JSON; the file appears under its name when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial-{path.name}")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,7 +1,12 @@
-"""Image augmentation of the warm-up recipe (paper Appendix B.1): random crop of 90 % area and colour jitter."""
+"""Image augmentation.
+
+`augment`: that of the warm-up recipe (paper Appendix B.1), random crop of 90 % area and colour jitter.
+`repaint`: that of pretraining, where the simulator says what each pixel shows: other tables, other colours.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,3 +43,39 @@ def augment(image: Tensor, generator: torch.Generator) -> Tensor:
     matrix = torch.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
     x = torch.einsum("bij,bjhw->bihw", matrix, x)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+NEW_TABLE = 0.7  # share of pictures that get another table
+SWAPPED = 0.5  # share of bodies whose red, green and blue are dealt anew
+GAIN = 0.35  # largest change of a channel's brightness
+
+
+def repaint(image: Tensor, labels: Tensor, tables: Tensor, generator: torch.Generator) -> Tensor:
+    """Another table behind the bodies, and other colours for background, robot, object and receptacle.
+
+    Colour words of the instruction are then right in about half of the pictures: what is taught is to see.
+
+    Args:
+        image: `[B, H, W, 3]` uint8. labels: `[B, H, W]` uint8, 0 background, 1 robot, 2 object, 3 receptacle.
+        tables: `[K, H, W, 3]` uint8, pictures to draw from.
+
+    Returns:
+        `[B, H, W, 3]` uint8, new.
+    """
+    B = len(image)
+    new_table = (torch.rand(B, generator=generator) < NEW_TABLE).tolist()
+    table = torch.randint(len(tables), (B,), generator=generator).tolist()
+    gain = (1 + GAIN * (2 * torch.rand(B, 4, 3, generator=generator) - 1)).numpy()
+    gain *= (1 + GAIN * (2 * torch.rand(B, 1, 1, generator=generator) - 1)).numpy()  # the light of the whole picture
+    swapped = torch.rand(B, 4, generator=generator) < SWAPPED
+    order = torch.rand(B, 4, 3, generator=generator).argsort(-1).numpy()
+    order[~(swapped & torch.tensor([False, False, True, True])).numpy()] = (0, 1, 2)
+    result = image.numpy().copy()
+    for b, (picture, label) in enumerate(zip(result, labels.numpy())):
+        if new_table[b]:
+            np.copyto(picture, tables[table[b]].numpy(), where=(label == 0)[..., None])
+        for kind in range(4):
+            inside = label == kind
+            colours = picture[inside][:, order[b, kind]] * gain[b, kind]
+            picture[inside] = colours.clip(0, 255)
+    return torch.from_numpy(result)

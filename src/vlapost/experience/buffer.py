@@ -56,13 +56,13 @@ class Minibatches:
                 rollout.image, rollout.action_tokens, rollout.logprob, rollout.value, advantage, return_,
             )
         )  # fmt: skip
+        patches = None if rollout.patches is None else rollout.patches.flatten(0, 1)
         for _ in range(self.passes):
             for index in torch.randperm(len(image), generator=self.generator).split(self.batch_size):
                 sentences = tuple(rollout.instruction[int(i) % E] for i in index)
                 i = index.to(image.device)
-                yield RolloutBatch(
-                    Observation(image[i], sentences), tokens[i], logprob[i], value[i], advantage[i], return_[i]
-                )
+                observation = Observation(image[i], sentences, None if patches is None else patches[i])
+                yield RolloutBatch(observation, tokens[i], logprob[i], value[i], advantage[i], return_[i])
 
 
 class DemoBatches(Generic[Batch]):

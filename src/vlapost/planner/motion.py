@@ -62,7 +62,10 @@ class ArmPlanner(mplib.Planner):
         self.joint_acc_limits = np.full(ARM_JOINTS, acceleration)
         target = np.concatenate([position, np.roll(rotation.as_quat(), 1)])
         for step in PATH_STEPS:
-            result = self.plan_screw(target, qpos, qpos_step=step, time_step=CONTROL_PERIOD, wrt_world=False)
+            try:
+                result = self.plan_screw(target, qpos, qpos_step=step, time_step=CONTROL_PERIOD, wrt_world=False)
+            except RuntimeError:  # the path found cannot be parameterised by time; about one motion in 10,000
+                continue
             if result["status"] == "Success" and len(result["position"]) > 1:
                 path = np.tile(qpos, (len(result["position"]) - 1, 1))
                 path[:, :ARM_JOINTS] = result["position"][1:]

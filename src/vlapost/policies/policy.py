@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vlapost.config import PolicyConfig, UserError
 from vlapost.contracts import ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
+from vlapost.policies.features import Features, Sizes
 from vlapost.policies.files import new_folder, read_json, read_tensors, restore, write_tensors
 from vlapost.policies.folded import keep_folded
 from vlapost.policies.openvla import OpenVLA, load_openvla, save_openvla
@@ -32,30 +33,6 @@ from vlapost.policies.prompt import Prompts
 from vlapost.policies.value_head import ValueHead
 
 VALUE_HEAD, STATISTICS = "value_head.safetensors", "dataset_statistics.json"
-
-
-@dataclass(frozen=True)
-class Features:
-    """One training forward, opened up.
-
-    logits: `[B, A, V]` float32, of action token k given the image, the instruction and tokens 0..k-1.
-    h0: `[B, D]`, the hidden state after the final norm that predicts token 0.
-    patches: `[B, P, Dv]`, the image encoders' features before the projector.
-    """
-
-    logits: Tensor
-    h0: Tensor
-    patches: Tensor
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Widths and grid of a policy: rows and columns of patches, patch side in pixels, Dv and D of `Features`."""
-
-    patch_grid: tuple[int, int]
-    patch_size: int
-    patch_dim: int
-    hidden_dim: int
 
 
 class OpenVLAPolicy(nn.Module):
@@ -96,6 +73,13 @@ class OpenVLAPolicy(nn.Module):
             patch_dim=backbone.featurizer.sizes.width + backbone.fused_featurizer.sizes.width,
             hidden_dim=self.network.llama_config.hidden_size,
         )
+
+    @torch.no_grad()
+    def see(self, observation: Observation) -> Observation:
+        """The observation with its patch features where the image encoder is frozen; else as it is."""
+        if any(parameter.requires_grad for parameter in self.network.vision_backbone.parameters()):
+            return observation
+        return replace(observation, patches=self._patches(observation))
 
     @torch.no_grad()
     def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
@@ -187,10 +171,15 @@ class OpenVLAPolicy(nn.Module):
     def _inputs(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Patch features `[B, P, Dv]`, prompt ids `[B, L]`, mask `[B, 1+P+L]` of BOS, patches and prompt."""
         device = self.network.device
-        patches = self.network.patch_features(self.preprocess(observation.image.to(device)))
+        patches = self._patches(observation)
         ids, prompt_mask = self.prompts.batch(observation.instruction, device)
         mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
         return patches, ids, mask
+
+    def _patches(self, observation: Observation) -> Tensor:
+        if observation.patches is not None:
+            return observation.patches
+        return self.network.patch_features(self.preprocess(observation.image.to(self.network.device)))
 
     def _forward(self, observation: Observation, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the last `N+1` positions given `N` action tokens `[B, N]`; and the patch features."""
@@ -224,6 +213,8 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
         _check_adapter(folder, cfg)
     network = load_openvla(source, device, dtype)
     lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
+    if not cfg.train_vision:
+        network.vision_backbone.requires_grad_(False)
     statistics = _statistics(network, source) | (_statistics_file(folder) if cfg.adapter else {})
     policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
     if cfg.adapter:

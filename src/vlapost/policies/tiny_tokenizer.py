@@ -1,4 +1,4 @@
-"""A tokenizer in Llama-2's layout for the small policy, trained on the benchmark's sentences.
+"""A tokenizer in Llama-2's layout for the small policy, trained on the sentences of benchmark and pretraining world.
 
 Llama's own tokenizer may not be shipped with this project. This one has the same special ids, the same rules (a space
 becomes "▁", unknown characters become bytes) and the same id space of 32000, so that every constant of the large
@@ -42,17 +42,25 @@ can you put C on P?
 C on the P, please.
 the C should be placed on the P.
 """
+COLOURS = "red, orange, yellow, green, teal, blue, purple, pink, brown, black, white, grey"
+WORLD_OBJECTS = "box, ball, egg, block, beaker, roll, flask, stick, bun, tool, doll, jug"
+WORLD_RECEPTACLES = "plate, mat, dish, board"
 FIRST_PIECE = 259  # after <unk>, <s>, </s> and the 256 bytes
 
 
 def sentences() -> list[str]:
-    """Every prompt of the benchmark, without the question's end."""
-    return [
-        f"In: What action should the robot take to {template.replace('C', thing).replace('P', place)}?\nOut:"
+    """Every prompt of the benchmark and those of the pretraining world's words, without the question's end."""
+    colours = COLOURS.split(", ")
+    things, places = ([f"{colour} {word}" for colour in colours for word in words.split(", ")]
+                      for words in (WORLD_OBJECTS, WORLD_RECEPTACLES))  # fmt: skip
+    instructions = [f"put {thing} on {place}" for thing in things for place in places]
+    instructions += [
+        template.replace("C", thing).replace("P", place)
         for template in TEMPLATES.strip().splitlines()
         for thing in OBJECTS.replace(",\n", ", ").strip().split(", ")
         for place in RECEPTACLES.replace(",\n", ", ").strip().split(", ")
     ]
+    return [f"In: What action should the robot take to {instruction}?\nOut:" for instruction in instructions]
 
 
 def write_tokenizer(path: Path) -> list[int]:

@@ -1,7 +1,8 @@
 """The critic: a three-layer perceptron on h0, the hidden state that predicts the first action token.
 
 Paper section 4.1: h0 is the best of the places tried. Kaiming-normal initialisation is the one the study declares
-(what its code ends up with is N(0, 0.02) everywhere).
+(what its code ends up with is N(0, 0.02) everywhere). The last layer starts at zero, so a new critic says 0 everywhere
+and the first advantages are sums of rewards, not noise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class ValueHead(nn.Module):
         for layer in (self.head_l1, self.head_l2):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.head_l3.weight, std=0.02)
+        nn.init.zeros_(self.head_l3.weight)
 
     def forward(self, h0: Tensor) -> Tensor:
         """`[B, hidden]` to values `[B]`, float32."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image
+from rich.progress import track
 
-from vlapost.assets.procedural.body import fit, write_collision, write_visual
-from vlapost.assets.procedural.catalogue import OBJECTS, RECEPTACLES, Entry
+from vlapost.assets.procedural import world
+from vlapost.assets.procedural.body import Point, fit, write_collision, write_visual
+from vlapost.assets.procedural.catalogue import OBJECTS, RECEPTACLES
 from vlapost.assets.procedural.looks import LOOKS
 from vlapost.assets.procedural.robot import write_robot
-from vlapost.assets.procedural.tables import photograph
+from vlapost.assets.procedural.shapes import Part, Picture
+from vlapost.assets.procedural.tables import Look, photograph
 from vlapost.assets.procedural.textures import TEXTURES
 
 VERSION = 4  # part of the pack's folder name; raised whenever a file of the pack changes
@@ -19,36 +30,69 @@ VERSION = 4  # part of the pack's folder name; raised whenever a file of the pac
 
 def generate(root: Path) -> None:
     """Write the whole pack (without its manifest) into the empty folder `root`; the same bytes every time."""
-    _write_bodies(root / "objects", OBJECTS, prism=False)
-    _write_bodies(root / "receptacles", RECEPTACLES, prism=True)
-    _write_tables(root)
+    for folder, entries in (("objects", OBJECTS), ("receptacles", RECEPTACLES)):
+        database = {}
+        for entry in entries:
+            place = root / folder / entry.id
+            prism = folder == "receptacles"
+            database[entry.id] = _write_body(
+                place, entry.name, entry.density, entry.draw(), entry.low, entry.high, prism
+            )
+        _write_json(root / folder / "model_db.json", database)
+    database = {}
+    for index, ((id_, look), texture) in enumerate(zip(LOOKS.items(), TEXTURES)):
+        # the benchmark never blends the first texture
+        database[f"{id_}.png"] = _write_table(root, id_, look(), texture(), index, mix=float(index > 0))
+    _write_json(root / "tables" / "model_db.json", database)
     write_robot(root / "robots" / "widowx250s")
 
 
-def _write_bodies(folder: Path, entries: tuple[Entry, ...], prism: bool) -> None:
-    database = {}
-    for entry in entries:
-        place = folder / entry.id
-        place.mkdir(parents=True)
-        parts = fit(entry.draw(), entry.low, entry.high)
-        write_visual(parts, place / "textured.glb")
-        write_collision(parts, place / "collision.obj", prism)
-        database[entry.id] = {
-            "name": entry.name,
-            "bbox": {"min": entry.low, "max": entry.high},
-            "density": entry.density,
-        }
-    (folder / "model_db.json").write_text(json.dumps(database, indent=1) + "\n")
+def generate_world(root: Path, counts: dict[str, int]) -> None:
+    """Write a pack (without its manifest) of so many random objects, receptacles and tables into `root`."""
+    jobs = [(folder, index) for folder, count in counts.items() for index in range(count)]
+    databases: dict[str, dict[str, dict]] = {folder: {} for folder in counts}
+    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends this process, and the pool with it
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), signal.signal, ignore_interrupt) as pool:
+        results = pool.map(partial(_write_random, root), *zip(*jobs), chunksize=4)
+        for (name, entry), (folder, _) in zip(track(results, "drawing the world", total=len(jobs)), jobs):
+            databases[folder][name] = entry
+    for folder, database in databases.items():
+        _write_json(root / folder / "model_db.json", database)
+    write_robot(root / "robots" / "widowx250s")
 
 
-def _write_tables(root: Path) -> None:
-    (root / "tables").mkdir()
-    (root / "textures").mkdir()
-    database = {}
-    for index, ((id_, look), texture) in enumerate(zip(LOOKS.items(), TEXTURES)):
-        file = f"{index + 1:03d}.png"
-        Image.fromarray(photograph(look(), seed=index)).save(root / "tables" / f"{id_}.png", compress_level=3)
-        Image.fromarray(texture()).save(root / "textures" / file, compress_level=3)
-        # the benchmark never blends the first texture
-        database[f"{id_}.png"] = {"name": id_.split("_")[1], "texture": file, "mix": float(index > 0)}
-    (root / "tables" / "model_db.json").write_text(json.dumps(database, indent=1) + "\n")
+def _write_random(root: Path, folder: str, index: int) -> tuple[str, dict]:
+    """Draw number `index` of a kind; returns its entry in the database."""
+    cv2.setNumThreads(1)
+    if folder == "tables":
+        look = world.table(index)
+        texture = np.asarray(cv2.resize(look.top, (640, 480), interpolation=cv2.INTER_AREA), np.uint8)
+        name = f"{index:03d}_table"
+        return f"{name}.png", _write_table(root, name, look, texture, index, mix=1.0)
+    body = world.object_(index) if folder == "objects" else world.receptacle(index)
+    place, prism = root / folder / body.id, folder == "receptacles"
+    return body.id, _write_body(place, body.name, body.density, body.parts, body.low, body.high, prism)
+
+
+def _write_body(
+    place: Path, name: str, density: float, parts: Sequence[Part], low: Point, high: Point, prism: bool
+) -> dict:
+    """Write the two files of a body into the new folder `place`; returns its entry in the database."""
+    place.mkdir(parents=True)
+    fitted = fit(parts, low, high)
+    write_visual(fitted, place / "textured.glb")
+    write_collision(fitted, place / "collision.obj", prism)
+    return {"name": name, "bbox": {"min": low, "max": high}, "density": density}
+
+
+def _write_table(root: Path, id_: str, look: Look, texture: Picture, index: int, mix: float) -> dict:
+    """Write table picture and texture number `index`; returns the table's entry in the database."""
+    file = f"{index + 1:03d}.png"
+    for folder, name, picture in (("tables", f"{id_}.png", photograph(look, seed=index)), ("textures", file, texture)):
+        (root / folder).mkdir(exist_ok=True)
+        Image.fromarray(picture).save(root / folder / name, compress_level=3)
+    return {"name": id_.split("_")[1], "texture": file, "mix": mix}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

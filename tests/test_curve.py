@@ -1,0 +1,74 @@
+"""The learning curve: which stages there are, and what is drawn. What a stage does is tested with the recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlapost import config, curve
+from vlapost.config import UserError
+from vlapost.evaluation.summary import METRICS, rate, write_json
+
+
+def test_steps_of_an_iteration_are_those_of_all_processes() -> None:
+    cfg = config.load("ppo", ["env.num_envs=3", "experience.rounds=2", "trainer.devices=4"])
+    assert curve.steps_per_iteration(cfg) == 80 * 3 * 2 * 4
+
+
+def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run of 26 iterations with a snapshot every tenth; nothing is trained."""
+    stages: list[tuple[str, str]] = []
+    drawn: list[object] = []
+
+    def perform(folder: Path, planned: list) -> None:
+        stages.extend((title, product.relative_to(folder).as_posix()) for title, product, _ in planned)
+
+    monkeypatch.setattr(curve, "ROOT", tmp_path)
+    monkeypatch.setattr(curve, "STEPS", 26 * 160 - 5)
+    monkeypatch.setattr(curve, "perform", perform)
+    monkeypatch.setattr(curve, "draw", lambda *what: drawn.extend(what[2:]))
+    words = ["env.num_envs=2", "experience.rounds=1", "trainer.devices=1", "env.obj_set=few", "sft.optim.lr=1e-3"]
+    curve.run(words)
+    warmup = (tmp_path / "lightning_logs/curve/sft/config.yaml").read_text()
+    assert "lr: 0.001" in warmup and "iterations: 15" in warmup  # the length of the curve is not the warm-up's
+    assert [product for _, product in stages[:7]] == [
+        "demos.json", "sft/adapter", "ppo/adapter",
+        "demos-1000.json", "sft-1000/sft/adapter", "demos-4000.json", "sft-4000/sft/adapter",
+    ]  # fmt: skip
+    evaluated = [product.split("/")[1] for _, product in stages[7:]]
+    points = ["ppo-00000", "ppo-00010", "ppo-00020", "ppo-00026", "sft-1000", "sft-4000"]
+    assert evaluated == [f"{point}-{set_}" for point in points for set_ in ("few", "test")]
+    assert drawn == [
+        {"few": "training setup", "test": "unseen objects and tables"},
+        {0: 0, 1600: 10, 3200: 20, 26 * 160: 26},
+        [140, 1000, 4000],
+    ]
+    stages.clear()
+    curve.run(words)  # the same words continue
+    with pytest.raises(UserError, match=r"sft.*optim\.lr|optim\.lr.*was"):
+        curve.run([*words, "sft.optim.lr=2e-3"])
+
+
+@pytest.mark.parametrize("word", ["trainer.snapshot_every=0", "env.id=PutOnReceptacleInWorld-v1"])
+def test_a_curve_that_cannot_be_drawn_is_refused_before_training(word: str) -> None:
+    with pytest.raises(UserError):
+        curve.run([word])
+
+
+def test_every_score_finds_its_place_in_the_curve(tmp_path: Path) -> None:
+    counts = {"ppo-00000": 2, "ppo-00010": 7, "sft-1000": 4, "sft-4000": 5}
+    successes = {(label, "train"): count for label, count in counts.items()}
+    successes |= {(label, "test"): count - 1 for label, count in counts.items()}
+    for (label, set_), count in successes.items():
+        scores = {metric: rate([True] * count + [False] * (10 - count)) for metric in METRICS}
+        write_json(curve.report(tmp_path, label, set_), scores)
+    curve.draw(tmp_path, "ppo", {"train": "seen", "test": "unseen"}, {0: 0, 51_200: 10}, [140, 1000, 4000])
+    found = json.loads((tmp_path / "curve.json").read_text())
+    for set_, less in (("train", 0), ("test", 0.1)):
+        rl = {steps: scores["success_end"]["mean"] for steps, scores in found["rl"][set_].items()}
+        sft = {count: scores["success_end"]["mean"] for count, scores in found["sft"][set_].items()}
+        assert rl == pytest.approx({"0": 0.2 - less, "51200": 0.7 - less})
+        assert sft == pytest.approx({"140": 0.2 - less, "1000": 0.4 - less, "4000": 0.5 - less})
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
