@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from vlapost import config
+from vlapost.collect_demos import disturbance_of
 from vlapost.config import UserError
 from vlapost.experience.action_filter import filter_actions
 from vlapost.experience.demos import DemoDataset, DemoWriter
@@ -28,7 +30,7 @@ from vlapost.experience.shards import (
     list_shards,
 )
 
-META = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0)
+META = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0, 0.0)
 
 
 def move(x: float = 0.0, yaw: float = 0.0, gripper: float = 1.0) -> list[float]:
@@ -226,6 +228,16 @@ def test_a_killed_collection_continues_as_if_it_had_not_been(tmp_path: Path) -> 
 
 
 def test_settings_must_agree(folder: Path) -> None:
-    other = DemoMeta(VERSION, META.env_id, "train", "procedural", (24, 32), "minimal", 200, 0)
+    other = DemoMeta(VERSION, META.env_id, "train", "procedural", (24, 32), "minimal", 200, 0, 0.0)
     with pytest.raises(UserError, match="sim_freq=500, not 200"):
         DemoWriter(folder, other)
+
+
+def test_disturbances_are_a_function_of_seed_and_attempt() -> None:
+    cfg = config.load("base", ["demos.disturbed=0.3", "demos.seed=5"])
+    seeds = [disturbance_of(cfg, candidate) for candidate in range(2000)]
+    assert seeds == [disturbance_of(cfg, candidate) for candidate in range(2000)]
+    disturbed = [seed for seed in seeds if seed is not None]
+    assert 0.26 < len(disturbed) / 2000 < 0.34
+    assert len({tuple(seed) for seed in disturbed}) == len(disturbed)
+    assert disturbance_of(config.load("base"), 0) is None

@@ -341,7 +341,7 @@ def test_without_a_vulkan_driver_the_error_says_what_to_do():
 @pytest.mark.skipif("VLAPOST_ASSETS" not in os.environ, reason="needs the paper's asset pack")
 @pytest.mark.filterwarnings("ignore:The asset pack")
 def test_paper_pack():
-    papers = make_env(load("base", ["env.assets=paper"]).env, 1)
+    papers = make_env(load("base", ["env.obj_set=train", "env.assets=paper"]).env, 1)
     image = papers.reset(ids(episode(CARROT))).image
     assert image.shape == (1, 128, 128, 3)
     steps = pick(papers)

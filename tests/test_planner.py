@@ -100,7 +100,7 @@ def test_a_planned_motion_ends_at_its_goal(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.sim
 def test_demonstrations_succeed_and_replay_when_merged() -> None:
-    config = load("base", ["env.image_size=[64,64]"])
+    config = load("base", ["env.obj_set=train", "env.image_size=[64,64]"])
     env = make_env(config.env, num_envs=1)
     planner = ArmPlanner(env.scenes[0].pack)
     # bread, 7up can, toy bear, banana, hamburger: object * 50176 + table * 3136 + position * 4 + yaw
@@ -119,6 +119,34 @@ def test_demonstrations_succeed_and_replay_when_merged() -> None:
 
 
 @pytest.mark.sim
+def test_the_way_back_from_missed_grasps_and_lost_objects() -> None:
+    env = make_env(load("base", ["env.obj_set=train", "env.image_size=[64,64]"]).env, num_envs=1)
+    planner = ArmPlanner(env.scenes[0].pack)
+    episode = 12 * 50176 + 8400  # banana
+    calm = demonstrate(env, planner, episode)
+    assert isinstance(calm, Recording)
+    starts, first_actions, lost = [], [], 0
+    for seed in range(6):
+        recording = demonstrate(env, planner, episode, np.random.default_rng(seed))
+        again = demonstrate(env, planner, episode, np.random.default_rng(seed)) if seed == 0 else recording
+        if isinstance(recording, str):
+            continue
+        assert isinstance(again, Recording)
+        np.testing.assert_array_equal(recording.action, again.action)
+        assert recording.success[-1]
+        starts.append(recording.truth[0].gripper_pose[0, :3].numpy())
+        first_actions.append(recording.action[0])
+        lost += bool((recording.truth[0].object_position - calm.truth[0].object_position).norm() > 0.03)
+    assert len(starts) >= 4
+    assert min(np.linalg.norm(start - calm.truth[0].gripper_pose[0, :3].numpy()) for start in starts) > 0.03
+    for action in first_actions:  # straight up, with open fingers
+        assert action[2] > 0.005
+        np.testing.assert_allclose(action[[0, 1, 6]], [0, 0, 1], atol=2e-3)
+    assert lost >= 1
+    env.close()
+
+
+@pytest.mark.sim
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
@@ -128,10 +156,11 @@ def test_demonstrations_succeed_and_replay_when_merged() -> None:
     ],
 )
 def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, change: str, cause: str) -> None:
-    env = make_env(load("base", ["env.image_size=[64,64]"]).env, num_envs=1)
+    env = make_env(load("base", ["env.obj_set=train", "env.image_size=[64,64]"]).env, num_envs=1)
     planner = ArmPlanner(env.scenes[0].pack)
 
-    def spoilt(planner: ArmPlanner, situation: Situation) -> np.ndarray:
+    def spoilt(planner: ArmPlanner, situation: Situation, rise: float) -> np.ndarray:
+        assert rise == 0  # only after a disturbance
         actions = plan_demonstration(planner, situation)
         assert actions is not None
         closed = np.flatnonzero(actions[:, 6] == CLOSED)

@@ -13,7 +13,7 @@ import torch
 from peft.tuners import lora as peft_lora
 from safetensors.torch import load_file, save_file
 
-from vlapost.config import PolicyConfig, UserError
+from vlapost.config import ROOT, PolicyConfig, UserError, load
 from vlapost.contracts import Observation
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens
@@ -315,6 +315,20 @@ def broken(checkpoint: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "broken"
     shutil.copytree(checkpoint, folder)
     return folder
+
+
+def test_the_committed_checkpoint_fits_the_default_settings(observation: Observation) -> None:
+    default = load("base").policy
+    folder = ROOT / default.checkpoint
+    policy = load_policy(replace(default, checkpoint=str(folder)), "cpu", torch.float32)
+    assert policy.act(observation, None).action_tokens.shape == (3, 7)
+    words = [
+        policy.prompts.ids(f"put {thing} on {place}") for thing, place in (("carrot", "plate"), ("red box", "blue mat"))
+    ]
+    assert max(len(ids) for ids in words) < 25  # its tokenizer knows the words of benchmark and pretraining world
+    kept = {"README.md", "recipe.yaml", "log.csv", "scores.json"}
+    assert kept <= {file.name for file in folder.iterdir()}
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10e6
 
 
 def test_missing_folders(checkpoint: Path, tmp_path: Path) -> None:

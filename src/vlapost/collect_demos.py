@@ -65,14 +65,15 @@ def tools() -> tuple[SceneVector, ArmPlanner]:
     return Worker.tools
 
 
-def attempt(candidate: int, episode_id: int) -> DemoEpisode | Failure:
-    """Try one episode in this process."""
+def attempt(candidate: int, episode_id: int, disturbance: list[int] | None) -> DemoEpisode | Failure:
+    """Try one episode in this process; `disturbance` is the seed of one, or None."""
     import numpy as np
 
     from vlapost.experience.shards import DemoEpisode, Failure, encode_image, encode_labels
     from vlapost.planner.demonstrate import demonstrate
 
-    result = demonstrate(*tools(), episode_id)
+    rng = None if disturbance is None else np.random.default_rng(disturbance)
+    result = demonstrate(*tools(), episode_id, rng)
     if isinstance(result, str):
         return Failure(candidate, episode_id, result)
     return DemoEpisode(
@@ -102,13 +103,21 @@ def episode_of(cfg: Config, candidate: int) -> int:
     return int(draw(setup, 1, torch.Generator().manual_seed(seed), excluded))
 
 
+def disturbance_of(cfg: Config, candidate: int) -> list[int] | None:
+    """The seed of an attempt's disturbance, or None: `demos.disturbed` of all attempts have one."""
+    import numpy as np
+
+    seed = [cfg.demos.seed, candidate, 1]
+    return seed if np.random.default_rng(seed[:2]).random() < cfg.demos.disturbed else None
+
+
 def results(pool: ProcessPoolExecutor, cfg: Config, begin: int, end: int | None) -> Iterator[DemoEpisode | Failure]:
     """Outcomes of attempts `begin` to `end` (exclusive; None: without end), in order, computed in parallel."""
     waiting: deque[Future[DemoEpisode | Failure]] = deque()
     candidate = begin
     while waiting or end is None or candidate < end:
         while len(waiting) < QUEUED * cfg.demos.workers and (end is None or candidate < end):
-            waiting.append(pool.submit(attempt, candidate, episode_of(cfg, candidate)))
+            waiting.append(pool.submit(attempt, candidate, episode_of(cfg, candidate), disturbance_of(cfg, candidate)))
             candidate += 1
         yield waiting.popleft().result()
 
@@ -190,7 +199,9 @@ def meta_of(cfg: Config) -> DemoMeta:
 
     env = cfg.env
     size = (env.image_size[0], env.image_size[1])
-    return DemoMeta(VERSION, env.id, env.obj_set, env.assets, size, env.shader, env.sim_freq, cfg.demos.seed)
+    return DemoMeta(
+        VERSION, env.id, env.obj_set, env.assets, size, env.shader, env.sim_freq, cfg.demos.seed, cfg.demos.disturbed
+    )
 
 
 def report(folder: Path, writer: DemoWriter) -> None:

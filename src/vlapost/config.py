@@ -62,6 +62,7 @@ class DemosConfig:
     episodes: int
     workers: int
     seed: int
+    disturbed: float
     shard_episodes: int
     filter: str
     min_translation: float
@@ -261,6 +262,8 @@ def _check_values(config: Config) -> None:
         raise UserError("policy.critic is true, but SFT trains no critic; leave it false.")
     if not config.experience.schedule:
         raise UserError("experience.schedule is empty; it must name rollout, demos or both.")
+    if not 0 <= config.demos.disturbed <= 1:
+        raise UserError(f"demos.disturbed is {config.demos.disturbed}; it is a share and must be between 0 and 1.")
     if config.demos.filter not in ("merge", "drop", "none"):
         raise UserError(f"demos.filter is '{config.demos.filter}'; it must be merge, drop or none.")
     if config.optim.schedule not in ("constant", "cosine"):

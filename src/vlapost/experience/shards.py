@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vlapost.config import UserError
 
-VERSION = 1
+VERSION = 2
 NAME = re.compile(r"shard-(\d{8})-(\d{8})-([0-9a-f]{16})\.arrow")
 TEMPORARY = ".shard.tmp"
 SCHEMA = pa.schema(
@@ -59,6 +59,7 @@ class DemoMeta:
     shader: str
     sim_freq: int
     seed: int
+    disturbed: float
 
 
 @dataclass(frozen=True)

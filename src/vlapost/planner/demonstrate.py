@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from vlapost.contracts import Metrics
 from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
 from vlapost.envs.vector import GroundTruth, SceneVector
 from vlapost.planner.actions import CLOSED
+from vlapost.planner.disturb import disturb
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_demonstration
 
+RISE = 0.04  # metres straight up after a disturbance, before anything else
 NO_PLAN = "screw plan failed"
 TOO_LONG = "longer than an episode"
 NOT_GRASPED = "not grasped"
@@ -40,10 +42,20 @@ class Recording:
     success: NDArray[np.bool_]
 
 
-def demonstrate(env: SceneVector, planner: ArmPlanner, episode_id: int) -> Recording | str:
-    """Try the episode in a one-scene environment; a failed attempt is answered by its cause."""
+def demonstrate(
+    env: SceneVector, planner: ArmPlanner, episode_id: int, disturbance: np.random.Generator | None = None
+) -> Recording | str:
+    """Try the episode in a one-scene environment; a failed attempt is answered by its cause.
+
+    disturbance: spoils the start with numbers from this generator (see `disturb`); None leaves it alone.
+    """
     observation = env.reset(torch.tensor([episode_id]))
-    actions = plan_demonstration(planner, situation_of(env.scenes[0]))
+    situation, rise = situation_of(env.scenes[0]), 0.0
+    disturbed = disturb(env, planner, situation, disturbance) if disturbance else None
+    if disturbed is not None:  # on from where the controller's target is, which the arm follows
+        observation, qpos = disturbed
+        situation, rise = replace(situation_of(env.scenes[0]), qpos=qpos), RISE
+    actions = plan_demonstration(planner, situation, rise)
     if actions is None:
         return NO_PLAN
     if len(actions) > MAX_STEPS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,21 +35,32 @@ class Situation:
     receptacle: FloatArray
 
 
-def plan_demonstration(planner: ArmPlanner, situation: Situation) -> NDArray[np.float32] | None:
+def plan_demonstration(planner: ArmPlanner, situation: Situation, rise: float = 0.0) -> NDArray[np.float32] | None:
     """Actions `[T, 7]` that grasp the object from above and put it on the receptacle (paper, data collection).
 
     Approach 5 cm above, descend, close, lift 10 cm, carry, open. Every motion starts where the one before it was
     planned to end, so the sum of all actions is exactly the planned path. The first grasp rotation for which all
-    motions can be planned is taken; None if there is none.
+    motions can be planned is taken; None if there is none. `rise`: metres to go straight up first, with open fingers.
     """
+    planned = plan_path(planner, situation, rise)
+    if planned is None:
+        return None
+    path, gripper = planned
+    positions, rotations = zip(*(planner.pose(point) for point in path))
+    return delta_actions(np.stack(positions), rotations, gripper)
+
+
+def plan_path(planner: ArmPlanner, situation: Situation, rise: float = 0.0) -> tuple[FloatArray, list[float]] | None:
+    """The same as joint positions `[n + 1, 8]`, the present ones first, and n gripper commands."""
     box = upright_box(situation.surface)
-    _, present = planner.pose(situation.qpos)
+    position, present = planner.pose(situation.qpos)
+    up = planner.plan(situation.qpos, position + rise * UP, present) if rise else None
+    before = np.stack([situation.qpos, *up]) if up is not None else situation.qpos[None]
     for rotation in grasp_rotations(box, present):
-        path = _plan(planner, situation, box, rotation)
-        if path is not None:
-            qpos, gripper = path
-            positions, rotations = zip(*(planner.pose(point) for point in qpos))
-            return delta_actions(np.stack(positions), rotations, gripper)
+        planned = _plan(planner, replace(situation, qpos=before[-1]), box, rotation)
+        if planned is not None:
+            path, gripper = planned
+            return np.concatenate([before[:-1], path]), [OPEN] * (len(before) - 1) + gripper
     return None
 
 

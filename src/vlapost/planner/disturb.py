@@ -1,0 +1,75 @@
+"""Spoil the start of a demonstration, so that the planner shows the way back.
+
+Demonstrations that never fail teach nothing about failure: a policy that closes its fingers beside the object sees a
+picture it has never seen, and stays there. The disturbance itself is not recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from vlapost.contracts import Observation
+from vlapost.envs.vector import SceneVector
+from vlapost.planner.actions import CLOSED, OPEN, delta_actions
+from vlapost.planner.grasp import grasp_height, grasp_place, grasp_rotations, upright_box
+from vlapost.planner.motion import ArmPlanner
+from vlapost.planner.planner import Situation, plan_path
+
+FloatArray = NDArray[np.float64]
+MISSED, LOST = (
+    0.6,
+    0.2,
+)  # shares of disturbances: a grasp beside the object, an object put down elsewhere; else anywhere
+MISS = (0.01, 0.06)  # metres between a missed grasp and the right one
+LOW, HIGH = np.array([0.21, -0.07, 0.05]), np.array([0.40, 0.13, 0.22])  # box of gripper positions, base frame
+
+
+def disturb(
+    env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np.random.Generator
+) -> tuple[Observation, FloatArray] | None:
+    """Carry out a disturbance in a one-scene environment.
+
+    Returns:
+        What is seen afterwards and the planned joint positions `[8]` it ends at; None if the drawn one is impossible.
+    """
+    drawn = rng.random()
+    if drawn < LOST:
+        elsewhere = np.array([*rng.uniform(LOW, HIGH)[:2], situation.receptacle[2]])
+        planned = plan_path(planner, replace(situation, receptacle=elsewhere))
+    else:
+        planned = _reach(planner, situation, rng, beside=drawn < LOST + MISSED)
+    if planned is None:
+        return None
+    path, gripper = planned
+    positions, rotations = zip(*(planner.pose(point) for point in path))
+    *actions, last = torch.from_numpy(delta_actions(np.stack(positions), rotations, gripper))
+    for action in actions:
+        env.step_blind(action[None])
+    return env.step(last[None]).observation, path[-1]
+
+
+def _reach(
+    planner: ArmPlanner, situation: Situation, rng: np.random.Generator, beside: bool
+) -> tuple[FloatArray, list[float]] | None:
+    """A motion to a missed grasp or to anywhere, after which the fingers are mostly closed."""
+    box = upright_box(situation.surface)
+    _, present = planner.pose(situation.qpos)
+    turn = Rotation.from_euler("z", rng.uniform(-60, 60), degrees=True)
+    if beside:
+        distance, angle = rng.uniform(*MISS), rng.uniform(0, 2 * np.pi)
+        place = grasp_place(situation.surface, box) + distance * np.array([np.cos(angle), np.sin(angle)])
+        target = np.array([*place, grasp_height(box) + rng.uniform(0, 0.05)])
+        rotation = turn * grasp_rotations(box, present)[0]
+    else:
+        target, rotation = rng.uniform(LOW, HIGH), turn * present
+    motion = planner.plan(situation.qpos, target, rotation)
+    if motion is None:
+        return None
+    closing = 2 if rng.random() < 0.7 else 0
+    path = np.stack([situation.qpos, *motion, *[motion[-1]] * closing])
+    return path, [OPEN] * len(motion) + [CLOSED] * closing
