@@ -45,7 +45,9 @@ def root(tmp_path: Path) -> Path:
 def start(root: Path, words: list[str], log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "vlapost.recipe", *words]
     with log.open("wb") as out:
-        return subprocess.Popen(command, env=os.environ | {"VLAPOST_ROOT": str(root)}, stdout=out, stderr=out)
+        return subprocess.Popen(
+            command, env=os.environ | {"VLAPOST_ROOT": str(root)}, stdout=out, stderr=out, start_new_session=True
+        )
 
 
 def wait_for(what: Path, child: subprocess.Popen[bytes], log: Path) -> None:
@@ -54,6 +56,21 @@ def wait_for(what: Path, child: subprocess.Popen[bytes], log: Path) -> None:
         assert child.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
+
+
+def terminate(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to every process of a command, as a shutdown sends it; all must leave soon."""
+    os.killpg(child.pid, signal.SIGTERM)
+    child.wait(20)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(child.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.2)
+    os.killpg(child.pid, signal.SIGKILL)
+    raise AssertionError("a training process ignores SIGTERM")
 
 
 @pytest.mark.sim
@@ -66,6 +83,9 @@ def test_killed_and_continued(root: Path) -> None:
     warmed = (run / "sft/adapter/adapter_model.safetensors").stat().st_mtime_ns
     evaluated = (run / "evaluation-before/report.json").stat().st_mtime_ns
     time.sleep(5)  # its training processes notice and leave
+    again = start(root, WORDS, root / "again.log")
+    wait_for(run / "ppo/checkpoints/iteration00001.ckpt", again, root / "again.log")
+    terminate(again)
     done = newest_checkpoint(run / "ppo/checkpoints")
     assert done is not None
 

@@ -96,6 +96,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     from vlapost.callbacks.progress import Progress
     from vlapost.callbacks.rollout_stats import RolloutStats
     from vlapost.callbacks.snapshots import Snapshots
+    from vlapost.callbacks.termination import Termination
     from vlapost.callbacks.videos import Videos
 
     for known in HARMLESS:
@@ -136,6 +137,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
             Videos(folder / "videos"),
             Snapshots(folder / "snapshots", t.snapshot_every),
             Progress(),
+            Termination(),
         ],
         plugins=[SafeCheckpoints()],
         enable_progress_bar=False,

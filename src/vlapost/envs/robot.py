@@ -108,6 +108,6 @@ class WidowX(BaseAgent):
 
     def opening_directions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """World directions `[E, 3]` in which the left and the right finger open: link +y and -y."""
-        left = self.left_finger.pose.to_transformation_matrix()[..., :3, 1]
-        right = -self.right_finger.pose.to_transformation_matrix()[..., :3, 1]
-        return left, right
+        w, x, y, z = torch.stack([self.left_finger.pose.q, self.right_finger.pose.q]).unbind(-1)
+        along_y = torch.stack([2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)], -1)
+        return along_y[0], -along_y[1]
