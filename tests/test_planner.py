@@ -126,9 +126,9 @@ def test_the_way_back_from_missed_grasps_and_lost_objects() -> None:
     calm = demonstrate(env, planner, episode)
     assert isinstance(calm, Recording)
     starts, first_actions, lost = [], [], 0
-    for seed in range(6):
+    for seed in (0, 1, 2, 4, 5, 25):  # the last one draws a lost object
         recording = demonstrate(env, planner, episode, np.random.default_rng(seed))
-        again = demonstrate(env, planner, episode, np.random.default_rng(seed)) if seed == 0 else recording
+        again = demonstrate(env, planner, episode, np.random.default_rng(seed)) if seed == 25 else recording
         if isinstance(recording, str):
             continue
         assert isinstance(again, Recording)
