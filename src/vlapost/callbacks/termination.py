@@ -13,6 +13,6 @@ class Termination(L.Callback):
     Lightning's own handler asks the other processes first, which waits for ever where they wait for this one.
     """
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take Lightning's handler away; it puts back what was there before at the end."""
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take away the handler that Lightning has set by now; it puts back what was there before at the end."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
