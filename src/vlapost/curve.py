@@ -18,7 +18,7 @@ from typing import Any
 from vlapost import cli, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, call, demonstrations, perform, split_words
+from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, save_figure, split_words, training
 from vlapost.train import claim, processes
 
 STEPS = 400_000
@@ -43,9 +43,6 @@ def run(argv: list[str]) -> None:
     folder = ROOT / "lightning_logs" / cfg.run
     for part, settings in ((folder, cfg), (folder / "sft", warmup), (folder / "evaluation", base)):
         claim(part, settings, MAY_CHANGE)
-
-    def training(*command: str) -> Callable[[], object]:
-        return lambda: call(["vlapost.train", *command])
 
     warm, rl = folder / "sft/adapter", folder / cfg.algorithm.name
     place = f"policy.adapter={warm.relative_to(ROOT)}"
@@ -145,11 +142,7 @@ def draw(folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, i
     axes[0].set_ylabel("success at the end")
     axes[0].set_ylim(0, 1)
     axes[0].legend(loc="upper left", fontsize=8, title="95 % Wilson intervals")
-    figure.tight_layout()
-    temporary = folder / "curve.tmp.png"
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.rename(folder / "curve.png")
+    save_figure(figure, folder / "curve.png")
     cli.console.print(f"Wrote {folder / 'curve.png'} and curve.json.", soft_wrap=True)
 
 

@@ -56,9 +56,6 @@ def run(argv: list[str]) -> None:
         c = replace(base, policy=replace(base.policy, adapter=place))
         return lambda: evaluate.evaluate(c, folder / f"evaluation-{label}")
 
-    def training(*words: str) -> Callable[[], object]:
-        return lambda: call(["vlapost.train", *words])
-
     stages: list[Stage] = [
         demonstrations(warmup_cfg, folder / "demos.json"),
         ("evaluate base", folder / "evaluation-base/report.json", evaluation("base", None)),
@@ -105,9 +102,16 @@ def perform(folder: Path, stages: list[Stage]) -> dict[str, float]:
     return seconds
 
 
-def call(words: list[str]) -> None:
+def training(*words: str) -> Callable[[], object]:
+    """The work of a training stage, given the words of its command."""
+    return lambda: _train(words)
+
+
+def _train(words: tuple[str, ...]) -> None:
     """A training stage is a process of its own: it may start more of them, and its memory goes when it ends."""
-    child = subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=os.environ | {"VLAPOST_STAGE": "1"})
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vlapost.train", *words], cwd=ROOT, env=os.environ | {"VLAPOST_STAGE": "1"}
+    )
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the stage has received it too, and may be writing a checkpoint
@@ -202,6 +206,13 @@ def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> 
     axis.set_ylim(-0.02, 1.02)
     axis.legend(loc="upper left", fontsize=8, title="lines: training rollouts (mean of 5)\npoints: held out, 95 %")
     axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure; the file appears under its name when it is complete."""
+    import matplotlib.pyplot as plt
+
     figure.tight_layout()
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)

@@ -117,10 +117,7 @@ def verify(pack: Pack) -> int:
     Raises:
         UserError: the first file that is missing or differs, and what to do about it.
     """
-    if pack.name in GENERATED:
-        remedy = f"delete {pack.root} and it is generated again"
-    else:
-        remedy = "copy the pack again"
+    remedy = _remedy(pack.name, pack.root)
     files = _read_json(pack.root / "manifest.json")["files"]
     for entry in files:
         path = pack.root / entry["path"]
@@ -152,11 +149,8 @@ def _generated_root(name: str) -> Path:
     Processes that start together wait for the one that holds the lock; an interrupted generation leaves only a
     temporary folder, which the next one removes.
     """
-    from vlapost.assets.procedural import (
-        VERSION,
-        generate,
-        generate_world,
-    )  # heavy, and the paper's pack does without it
+    # heavy, and the paper's pack does without it
+    from vlapost.assets.procedural import VERSION, generate, generate_world
 
     parent = ROOT / "data" / "assets"
     root = parent / f"{name}-{VERSION}"
@@ -263,11 +257,14 @@ def _read_database(name: str, root: Path, folder: str) -> tuple[dict[str, Any], 
     database = _read_json(root / folder / "model_db.json")
     count, trained = (WORLD[folder], WORLD[folder]) if name == "world" else COUNTS[folder]
     if len(database) != count:
-        remedy = f"delete {root} and it is generated again" if name in GENERATED else "copy the pack again"
-        raise UserError(
-            f"{root / folder / 'model_db.json'} lists {len(database)} entries; the pack '{name}' has {count}; {remedy}."
-        )
+        file = root / folder / "model_db.json"
+        raise UserError(f"{file} lists {len(database)} entries; the pack '{name}' has {count}; {_remedy(name, root)}.")
     return database, trained
+
+
+def _remedy(name: str, root: Path) -> str:
+    """What to do about a damaged pack."""
+    return f"delete {root} and it is generated again" if name in GENERATED else "copy the pack again"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

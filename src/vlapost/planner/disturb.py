@@ -15,16 +15,13 @@ from scipy.spatial.transform import Rotation
 
 from vlapost.contracts import Observation
 from vlapost.envs.vector import SceneVector
-from vlapost.planner.actions import CLOSED, OPEN, delta_actions
+from vlapost.planner.actions import CLOSED, OPEN
 from vlapost.planner.grasp import grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
-from vlapost.planner.planner import Situation, plan_path
+from vlapost.planner.planner import Situation, path_actions, plan_path
 
 FloatArray = NDArray[np.float64]
-MISSED, LOST = (
-    0.6,
-    0.2,
-)  # shares of disturbances: a grasp beside the object, an object put down elsewhere; else anywhere
+MISSED, LOST = 0.6, 0.2  # shares: a grasp beside the object, an object put down elsewhere; the others go anywhere
 MISS = (0.01, 0.06)  # metres between a missed grasp and the right one
 LOW, HIGH = np.array([0.21, -0.07, 0.05]), np.array([0.40, 0.13, 0.22])  # box of gripper positions, base frame
 
@@ -45,12 +42,10 @@ def disturb(
         planned = _reach(planner, situation, rng, beside=drawn < LOST + MISSED)
     if planned is None:
         return None
-    path, gripper = planned
-    positions, rotations = zip(*(planner.pose(point) for point in path))
-    *actions, last = torch.from_numpy(delta_actions(np.stack(positions), rotations, gripper))
+    *actions, last = torch.from_numpy(path_actions(planner, *planned))
     for action in actions:
         env.step_blind(action[None])
-    return env.step(last[None]).observation, path[-1]
+    return env.step(last[None]).observation, planned[0][-1]
 
 
 def _reach(

@@ -45,7 +45,11 @@ def plan_demonstration(planner: ArmPlanner, situation: Situation, rise: float = 
     planned = plan_path(planner, situation, rise)
     if planned is None:
         return None
-    path, gripper = planned
+    return path_actions(planner, *planned)
+
+
+def path_actions(planner: ArmPlanner, path: FloatArray, gripper: list[float]) -> NDArray[np.float32]:
+    """Actions `[n, 7]` along joint positions `[n + 1, 8]` with n gripper commands."""
     positions, rotations = zip(*(planner.pose(point) for point in path))
     return delta_actions(np.stack(positions), rotations, gripper)
 

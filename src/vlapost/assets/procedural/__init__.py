@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -17,11 +16,11 @@ from PIL import Image
 from rich.progress import track
 
 from vlapost.assets.procedural import world
-from vlapost.assets.procedural.body import Point, fit, write_collision, write_visual
-from vlapost.assets.procedural.catalogue import OBJECTS, RECEPTACLES
+from vlapost.assets.procedural.body import fit, write_collision, write_visual
+from vlapost.assets.procedural.catalogue import OBJECTS, RECEPTACLES, Entry
 from vlapost.assets.procedural.looks import LOOKS
 from vlapost.assets.procedural.robot import write_robot
-from vlapost.assets.procedural.shapes import Part, Picture
+from vlapost.assets.procedural.shapes import Picture
 from vlapost.assets.procedural.tables import Look, photograph
 from vlapost.assets.procedural.textures import TEXTURES
 
@@ -33,11 +32,7 @@ def generate(root: Path) -> None:
     for folder, entries in (("objects", OBJECTS), ("receptacles", RECEPTACLES)):
         database = {}
         for entry in entries:
-            place = root / folder / entry.id
-            prism = folder == "receptacles"
-            database[entry.id] = _write_body(
-                place, entry.name, entry.density, entry.draw(), entry.low, entry.high, prism
-            )
+            database[entry.id] = _write_body(root / folder, entry)
         _write_json(root / folder / "model_db.json", database)
     database = {}
     for index, ((id_, look), texture) in enumerate(zip(LOOKS.items(), TEXTURES)):
@@ -70,19 +65,17 @@ def _write_random(root: Path, folder: str, index: int) -> tuple[str, dict]:
         name = f"{index:03d}_table"
         return f"{name}.png", _write_table(root, name, look, texture, index, mix=1.0)
     body = world.object_(index) if folder == "objects" else world.receptacle(index)
-    place, prism = root / folder / body.id, folder == "receptacles"
-    return body.id, _write_body(place, body.name, body.density, body.parts, body.low, body.high, prism)
+    return body.id, _write_body(root / folder, body)
 
 
-def _write_body(
-    place: Path, name: str, density: float, parts: Sequence[Part], low: Point, high: Point, prism: bool
-) -> dict:
-    """Write the two files of a body into the new folder `place`; returns its entry in the database."""
+def _write_body(folder: Path, body: Entry) -> dict:
+    """Write the two files of a body into a new folder of its own below `folder`; returns its database entry."""
+    place = folder / body.id
     place.mkdir(parents=True)
-    fitted = fit(parts, low, high)
-    write_visual(fitted, place / "textured.glb")
-    write_collision(fitted, place / "collision.obj", prism)
-    return {"name": name, "bbox": {"min": low, "max": high}, "density": density}
+    parts = fit(body.draw(), body.low, body.high)
+    write_visual(parts, place / "textured.glb")
+    write_collision(parts, place / "collision.obj", prism=folder.name == "receptacles")
+    return {"name": body.name, "bbox": {"min": body.low, "max": body.high}, "density": body.density}
 
 
 def _write_table(root: Path, id_: str, look: Look, texture: Picture, index: int, mix: float) -> dict:

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from vlapost.assets.procedural.body import Point
+from vlapost.assets.procedural.catalogue import Entry
 from vlapost.assets.procedural.noise import cells, clouds, mix
 from vlapost.assets.procedural.patterns import bricks, grass, marble, mottle, stones, swirl, tartan, tiles, wood
 from vlapost.assets.procedural.shapes import (
     Colour,
-    Part,
     Picture,
     Surface,
     arc,
@@ -45,19 +44,7 @@ HUES = ("red", "orange", "yellow", "green", "green", "teal", "blue", "blue", "pu
 Generator = np.random.Generator
 
 
-@dataclass(frozen=True)
-class Body:
-    """A drawn body; `low` and `high` are the corners of its box in metres, `density` is in kg/m3."""
-
-    id: str
-    name: str
-    density: float
-    parts: list[Part]
-    low: Point
-    high: Point
-
-
-def object_(index: int) -> Body:
+def object_(index: int) -> Entry:
     """Something to grasp."""
     rng = np.random.default_rng([SEED, OBJECT, index])
     family = FAMILIES[index % len(FAMILIES)]
@@ -72,10 +59,10 @@ def object_(index: int) -> Body:
         x, y = y, x
         parts = [replace(part, surface=part.surface.turn(z=90)) for part in parts]
     name = f"{_name(colours[0])} {family.name}"
-    return Body(f"{index:03d}_{name}", name, rng.uniform(500, 1500), parts, (-x, -y, -z / 2), (x, y, z / 2))
+    return Entry(f"{index:03d}_{name}", name, rng.uniform(500, 1500), lambda: parts, (-x, -y, -z / 2), (x, y, z / 2))
 
 
-def receptacle(index: int) -> Body:
+def receptacle(index: int) -> Entry:
     """Something flat to put it on."""
     rng = np.random.default_rng([SEED, RECEPTACLE, index])
     colour = _colour(rng)
@@ -91,7 +78,7 @@ def receptacle(index: int) -> Body:
         parts = [paint(block(10, 10, 0, 1), _shift(colour, 0.8)), paint(plate(10, 10, 1.004), picture)]
     low, high = (-width / 200, -depth / 200, 0.0), (width / 200, depth / 200, thick / 100)
     name = f"{_name(colour)} {word}"
-    return Body(f"{index:03d}_{name}", name, rng.uniform(1000, 5000), parts, low, high)
+    return Entry(f"{index:03d}_{name}", name, rng.uniform(1000, 5000), lambda: parts, low, high)
 
 
 def table(index: int) -> Look:
