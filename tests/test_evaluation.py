@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,9 @@ class CountingEnv:
 
 class NoisePolicy:
     """The action is the noisiest bin; greedy takes bin 0."""
+
+    def fixed_weights(self) -> nullcontext[None]:
+        return nullcontext()
 
     def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
         tokens = torch.zeros(len(observation), 7, dtype=torch.int64) if noise is None else noise.argmax(-1)

@@ -1,5 +1,6 @@
 """The seam between sampling and learning: laziness, order, seeds, shapes, augmentation."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -138,6 +139,9 @@ class CountingEnv:
 def test_collect_lines_up_observation_action_and_reward():
     class Echo:
         """Acts with the number it sees; its log-probability and value are functions of it."""
+
+        def fixed_weights(self):
+            return nullcontext()
 
         def see(self, observation):
             return replace(observation, patches=observation.image[..., 0].float())

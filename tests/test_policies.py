@@ -216,13 +216,16 @@ def test_folded_layer_is_pefts(policy: OpenVLAPolicy) -> None:
 
 
 def test_new_weights_are_used_at_once(checkpoint: Path, observation: Observation) -> None:
-    """Sampling folds adapters anew each time: no stale weights after an optimiser step, none kept afterwards."""
+    """A block of fixed weights folds adapters anew: none stale after an optimiser step, none kept afterwards."""
     policy = make(checkpoint)
-    before = policy.act(observation, None).logprob
+    with policy.fixed_weights():
+        before = policy.act(observation, None).logprob
+        assert all(m.kept is not None for m in policy.modules() if isinstance(m, FoldedLinear))
     with torch.no_grad():
         for parameter in policy.adapter_parameters():
             parameter.mul_(0.5)
-    after = policy.act(observation, None)
+    with policy.fixed_weights():
+        after = policy.act(observation, None)
     assert not torch.equal(before, after.logprob)
     logprob = policy.evaluate(observation, after.action_tokens).logprob.sum(1).detach()
     torch.testing.assert_close(after.logprob, logprob, atol=1e-4, rtol=0)

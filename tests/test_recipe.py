@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vlapost.config import ROOT
@@ -59,18 +60,16 @@ def wait_for(what: Path, child: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def terminate(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to every process of a command, as a shutdown sends it; all must leave soon."""
-    os.killpg(child.pid, signal.SIGTERM)
-    child.wait(20)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(child.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.2)
-    os.killpg(child.pid, signal.SIGKILL)
-    raise AssertionError("a training process ignores SIGTERM")
+    """SIGTERM to the training processes of a recipe, as a shutdown sends it; all must leave soon, then the recipe."""
+    training = psutil.Process(child.pid).children(recursive=True)
+    assert len(training) >= 2  # the one the recipe started, and the other rank
+    for process in training:
+        process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(training, timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive, "a training process ignores SIGTERM"
+    assert child.wait(20) != 0
 
 
 @pytest.mark.sim

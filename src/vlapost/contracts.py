@@ -12,6 +12,7 @@ Every batch is a frozen dataclass with its own `.to(device)`: Lightning moves ba
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -207,6 +208,9 @@ class EpisodeBatch:
 
 class Policy(Protocol):
     """What rollouts and algorithms ask of a policy."""
+
+    def fixed_weights(self) -> AbstractContextManager[None]:
+        """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
 
     def see(self, observation: Observation) -> Observation:
         """The observation with its patch features where the image encoder is frozen; else as it is."""

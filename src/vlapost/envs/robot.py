@@ -9,13 +9,19 @@ is clipped but the gripper. Inverse kinematics turns the target into one joint t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import sapien
 import torch
 from mani_skill.agents.base_agent import BaseAgent
-from mani_skill.agents.controllers import PDEEPoseControllerConfig, PDJointPosMimicControllerConfig
+from mani_skill.agents.controllers import (
+    PDEEPoseController,
+    PDEEPoseControllerConfig,
+    PDJointPosMimicControllerConfig,
+)
 from mani_skill.envs.scene import ManiSkillScene
+from mani_skill.utils.structs import Pose
 
 ARM_JOINTS = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]
 FINGER_JOINTS = ["left_finger", "right_finger"]
@@ -60,6 +66,30 @@ FINGER_RANGE = (
 CONTROL_MODE = "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos"
 
 
+class VirtualTarget(PDEEPoseController):
+    """ManiSkill's controller; it works the gripper's real pose out only where inverse kinematics looks at it."""
+
+    _target_pose: Pose
+
+    def set_action(self, action: torch.Tensor) -> None:
+        """Move the target by `[E, 6]` and drive the arm to it; where it is out of reach the arm stays as it is."""
+        self._target_pose = self.compute_target_pose(self._target_pose, action)
+        joints = self.kinematics.compute_ik(
+            self._target_pose,
+            self.articulation.get_qpos(),
+            current_pose=self.ee_pose_at_base if self.scene.gpu_sim_enabled else None,
+            solver_config=self.config.delta_solver_config,
+        )
+        self.set_drive_targets(self.qpos if joints is None else joints)
+
+
+@dataclass
+class VirtualTargetConfig(PDEEPoseControllerConfig):
+    """Names the class above."""
+
+    controller_cls = VirtualTarget
+
+
 class WidowX(BaseAgent):
     """The robot of one ManiSkill scene, read from an asset pack's URDF."""
 
@@ -80,7 +110,7 @@ class WidowX(BaseAgent):
 
     @property
     def _controller_configs(self) -> dict:
-        arm = PDEEPoseControllerConfig(
+        arm = VirtualTargetConfig(
             joint_names=ARM_JOINTS,
             pos_lower=-1.0,
             pos_upper=1.0,

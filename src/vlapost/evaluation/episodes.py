@@ -70,7 +70,8 @@ def run_episodes(
         ids = list(episode_ids[start : start + env.num_envs])
         filled = ids + [ids[-1]] * (env.num_envs - len(ids))
         frames = min(max(record - start, 0), len(ids))
-        results += _run_batch(policy, env, filled, temperature, seed, frames)[: len(ids)]
+        with policy.fixed_weights():
+            results += _run_batch(policy, env, filled, temperature, seed, frames)[: len(ids)]
     return results
 
 

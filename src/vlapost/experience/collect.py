@@ -44,8 +44,9 @@ def collect(
     on_step: Callable[[int], None] = lambda steps: None,
 ) -> Rollout:
     """Run the episodes `episode_ids` `[rounds * E]` to their end, E at a time, and stack them along the E axis."""
-    rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step)
-              for ids in episode_ids.split(env.num_envs)]  # fmt: skip
+    with policy.fixed_weights():
+        rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step)
+                  for ids in episode_ids.split(env.num_envs)]  # fmt: skip
     return rounds[0] if len(rounds) == 1 else _concatenate(rounds)
 
 

@@ -37,11 +37,11 @@ class FoldedLinear(lora.Linear):
 
 @contextmanager
 def keep_folded(module: nn.Module) -> Iterator[None]:
-    """Fold every layer below `module` once and use the result until the block ends; without gradients only."""
+    """Fold every layer below `module` once and use the result, which has no gradient, until the block ends."""
     layers = [layer for layer in module.modules() if isinstance(layer, FoldedLinear)]
     try:
         for layer in layers:
-            layer.kept = layer.folded()
+            layer.kept = layer.folded().detach()
         yield
     finally:
         for layer in layers:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,10 @@ class OpenVLAPolicy(nn.Module):
             hidden_dim=self.network.llama_config.hidden_size,
         )
 
+    def fixed_weights(self) -> AbstractContextManager[None]:
+        """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
+        return keep_folded(self.network)
+
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
         """The observation with its patch features where the image encoder is frozen; else as it is."""
@@ -96,25 +101,24 @@ class OpenVLAPolicy(nn.Module):
             temperature = 1.0
         else:
             noise = noise.to(self.network.device)
-        with keep_folded(self.network.language_model.model):
-            patches, ids, mask = self._inputs(observation)
-            positions = mask.cumsum(1) - 1
-            cache = DynamicCache(config=self.network.llama_config)
-            hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
-            value = self._value(hidden)
-            position = positions[:, -1:]
-            tokens: list[Tensor] = []
-            logprobs: list[Tensor] = []
-            for k in range(ACTION_DIM):
-                if k > 0:
-                    mask = F.pad(mask, (0, 1), value=True)
-                    position = position + 1
-                    embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
-                    hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
-                logits = self.network.action_logits(hidden) / temperature
-                token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
-                tokens.append(token)
-                logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
+        patches, ids, mask = self._inputs(observation)
+        positions = mask.cumsum(1) - 1
+        cache = DynamicCache(config=self.network.llama_config)
+        hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
+        value = self._value(hidden)
+        position = positions[:, -1:]
+        tokens: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        for k in range(ACTION_DIM):
+            if k > 0:
+                mask = F.pad(mask, (0, 1), value=True)
+                position = position + 1
+                embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
+                hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
+            logits = self.network.action_logits(hidden) / temperature
+            token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
+            tokens.append(token)
+            logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
         return PolicyOutput(torch.stack(tokens, 1), torch.stack(logprobs, 1).sum(1), value)
 
     def features(self, observation: Observation, action_tokens: Tensor) -> Features:

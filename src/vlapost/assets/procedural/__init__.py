@@ -24,7 +24,7 @@ from vlapost.assets.procedural.shapes import Picture
 from vlapost.assets.procedural.tables import Look, photograph
 from vlapost.assets.procedural.textures import TEXTURES
 
-VERSION = 4  # part of the pack's folder name; raised whenever a file of the pack changes
+VERSION = 5  # part of the pack's folder name; raised whenever a file of the pack changes
 
 
 def generate(root: Path) -> None:

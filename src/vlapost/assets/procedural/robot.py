@@ -181,6 +181,14 @@ SHAPES = (
     Box("right_finger_link", (-0.012, 0.004, -0.0125), (0.043, 0.011, 0.0125)),
 )
 
+# Links near objects touch them with one box: contacts are solved 500 times a second, and each box adds its own.
+TOUCHING = (
+    Box("gripper_link", (0, -0.020, -0.019), (0.043, 0.020, 0.014)),
+    Box("gripper_bar_link", (0, -0.052, -0.008), (0.0285, 0.052, 0.010)),
+    Box("left_finger_link", (-0.012, -0.011, -0.0125), (0.043, -0.004, 0.0125)),
+    Box("right_finger_link", (-0.012, 0.004, -0.0125), (0.043, 0.011, 0.0125)),
+)
+
 # Links that touch by construction.
 NEIGHBOURS = (
     ("base_link", "upper_arm_link"),
@@ -211,12 +219,13 @@ def _urdf() -> ET.Element:
     ET.SubElement(black, "color", rgba="0.05 0.05 0.055 1")
     for link in LINKS:
         element = ET.SubElement(robot, "link", name=link.name)
-        for shape in SHAPES:
-            if shape.link == link.name:
-                visual = ET.SubElement(element, "visual")
-                _add_shape(visual, shape)
-                ET.SubElement(visual, "material", name="black")
-                _add_shape(ET.SubElement(element, "collision"), shape)
+        shapes = [shape for shape in SHAPES if shape.link == link.name]
+        for shape in shapes:
+            visual = ET.SubElement(element, "visual")
+            _add_shape(visual, shape)
+            ET.SubElement(visual, "material", name="black")
+        for touching in [shape for shape in TOUCHING if shape.link == link.name] or shapes:
+            _add_shape(ET.SubElement(element, "collision"), touching)
         inertial = ET.SubElement(element, "inertial")
         ET.SubElement(inertial, "origin", xyz=_text(link.centre), rpy=_text(link.rpy))
         ET.SubElement(inertial, "mass", value=repr(link.mass))
