@@ -13,7 +13,7 @@ from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyOutput, Rol
 from vlapost.experience.augment import augment, repaint
 from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
-from vlapost.experience.datamodule import check_batches, to_go
+from vlapost.experience.datamodule import check_batches, explained_variance, to_go
 
 T, E = 4, 3
 
@@ -211,6 +211,15 @@ def test_augment_is_seeded_mild_and_keeps_the_form():
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert (one.float() - smooth.float()).abs().mean() < 60
+
+
+def test_explained_variance():
+    target = torch.tensor([[0.0, 2.0], [4.0, 6.0]])  # variance 20 / 3
+    assert explained_variance(target + 5, target) == 1  # an offset is no variance
+    assert explained_variance(torch.ones(2, 2), target) == 0
+    left = torch.tensor([[1.0, -1.0], [1.0, -1.0]])  # variance 4 / 3
+    assert explained_variance(target - left, target) == pytest.approx(0.8)
+    assert explained_variance(target, torch.zeros(2, 2)) == 0
 
 
 def test_discounted_reward_to_go():

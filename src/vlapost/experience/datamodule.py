@@ -133,7 +133,7 @@ class ExperienceModule(L.LightningDataModule):
             "grasp": float(m.grasp.float().mean()),
             "consecutive_grasp": float(m.consecutive_grasp.float().mean()),
             "return": float(rollout.reward.sum(0).mean()),
-            "value_error": float((to_go(rollout.reward, c.algorithm.gamma) - rollout.value).square().mean()),
+            "explained_variance": explained_variance(rollout.value, to_go(rollout.reward, c.algorithm.gamma)),
         }
         return rollout
 
@@ -162,6 +162,12 @@ def to_go(reward_TE: Tensor, gamma: float) -> Tensor:
     for t in reversed(range(len(result) - 1)):
         result[t] += gamma * result[t + 1]
     return result
+
+
+def explained_variance(value: Tensor, target: Tensor) -> float:
+    """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that might as well be constant."""
+    spread = target.var()
+    return float(1 - (target - value).var() / spread) if spread > 0 else 0.0
 
 
 def samples(config: Config) -> int:
