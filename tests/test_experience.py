@@ -140,7 +140,10 @@ def test_collect_lines_up_observation_action_and_reward():
     class Echo:
         """Acts with the number it sees; its log-probability and value are functions of it."""
 
+        blocks = 0
+
         def fixed_weights(self):
+            self.blocks += 1
             return nullcontext()
 
         def see(self, observation):
@@ -156,7 +159,9 @@ def test_collect_lines_up_observation_action_and_reward():
         def value(self, observation):
             return observation.image[:, 0, 0, 0].float() / 2
 
-    r = collect(CountingEnv(), Echo(), torch.arange(4), seeded(0), 1.0, Stopwatch())  # type: ignore[arg-type]
+    policy = Echo()
+    r = collect(CountingEnv(), policy, torch.arange(4), seeded(0), 1.0, Stopwatch())  # type: ignore[arg-type]
+    assert policy.blocks == 1  # weights are fixed for both rounds together
     assert r.image.shape == (3, 4, 2, 2, 3)
     assert torch.equal(r.reward, torch.ones(3, 4))
     assert torch.equal(r.action_tokens[:, :, 0], torch.arange(3).view(3, 1).expand(3, 4))

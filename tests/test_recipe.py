@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -61,15 +62,17 @@ def wait_for(what: Path, child: subprocess.Popen[bytes], log: Path) -> None:
 
 def terminate(child: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the training processes of a recipe, as a shutdown sends it; all must leave soon, then the recipe."""
-    training = psutil.Process(child.pid).children(recursive=True)
-    assert len(training) >= 2  # the one the recipe started, and the other rank
-    for process in training:
-        process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(training, timeout=20)
-    for process in alive:
-        process.kill()
-    assert not alive, "a training process ignores SIGTERM"
-    assert child.wait(20) != 0
+    try:
+        training = psutil.Process(child.pid).children(recursive=True)
+        assert len(training) >= 2  # the one the recipe started, and the other rank
+        for process in training:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        assert not psutil.wait_procs(training, timeout=20)[1], "a training process ignores SIGTERM"
+        assert child.wait(20) != 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 @pytest.mark.sim

@@ -195,13 +195,13 @@ def causes_of(writer: DemoWriter, failures: list[Failure]) -> str:
 
 def meta_of(cfg: Config) -> DemoMeta:
     """The settings that demonstrations of this configuration share."""
+    from vlapost.assets.pack import edition
     from vlapost.experience.shards import VERSION, DemoMeta
 
-    env = cfg.env
+    env, demos = cfg.env, cfg.demos
     size = (env.image_size[0], env.image_size[1])
-    return DemoMeta(
-        VERSION, env.id, env.obj_set, env.assets, size, env.shader, env.sim_freq, cfg.demos.seed, cfg.demos.disturbed
-    )
+    assets = edition(env.assets)
+    return DemoMeta(VERSION, env.id, env.obj_set, assets, size, env.shader, env.sim_freq, demos.seed, demos.disturbed)
 
 
 def report(folder: Path, writer: DemoWriter) -> None:

@@ -106,7 +106,9 @@ def fingerprint(c: Config) -> str:
 
 def _identity(c: Config) -> str:
     """Short digest of all that decides an episode: not how many there are, by how many processes, filmed or not."""
-    env = OmegaConf.to_yaml(OmegaConf.structured(replace(c.env, num_envs=0)))
+    from vlapost.assets.pack import edition
+
+    env = OmegaConf.to_yaml(OmegaConf.structured(replace(c.env, num_envs=0, assets=edition(c.env.assets))))
     decisive = f"{env} {c.policy.unnorm_key} {c.evaluation.temperature} {c.seed} {c.trainer.precision} {fingerprint(c)}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 

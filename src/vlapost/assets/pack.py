@@ -36,6 +36,7 @@ from vlapost.disk import flush, flush_entry
 COUNTS = {"objects": (25, 16), "receptacles": (17, 1), "tables": (21, 16)}
 WORLD = {"objects": 192, "receptacles": 48, "tables": 192}  # of the pretraining world, all for training
 GENERATED = ("procedural", "world")
+VERSION = 5  # of both; raised whenever a file of one of them changes
 VISUALS = ("textured.obj", "textured.dae", "textured.glb")
 ROBOT = "robots/widowx250s/wx250s"
 
@@ -88,6 +89,11 @@ class Pack:
     tables: tuple[Table, ...]
     robot_urdf: Path
     robot_srdf: Path
+
+
+def edition(name: str) -> str:
+    """Name of a pack with its version, where it has one: what was made with another edition does not fit this one."""
+    return f"{name}-{VERSION}" if name in GENERATED else name
 
 
 def open_pack(name: str) -> Pack:
@@ -150,10 +156,10 @@ def _generated_root(name: str) -> Path:
     temporary folder, which the next one removes.
     """
     # heavy, and the paper's pack does without it
-    from vlapost.assets.procedural import VERSION, generate, generate_world
+    from vlapost.assets.procedural import generate, generate_world
 
     parent = ROOT / "data" / "assets"
-    root = parent / f"{name}-{VERSION}"
+    root = parent / edition(name)
     if root.is_dir():
         return root
     try:

@@ -66,11 +66,11 @@ def run_episodes(
         record: keep the frames of the first `record` episodes.
     """
     results: list[EpisodeResult] = []
-    for start in range(0, len(episode_ids), env.num_envs):
-        ids = list(episode_ids[start : start + env.num_envs])
-        filled = ids + [ids[-1]] * (env.num_envs - len(ids))
-        frames = min(max(record - start, 0), len(ids))
-        with policy.fixed_weights():
+    with policy.fixed_weights():
+        for start in range(0, len(episode_ids), env.num_envs):
+            ids = list(episode_ids[start : start + env.num_envs])
+            filled = ids + [ids[-1]] * (env.num_envs - len(ids))
+            frames = min(max(record - start, 0), len(ids))
             results += _run_batch(policy, env, filled, temperature, seed, frames)[: len(ids)]
     return results
 

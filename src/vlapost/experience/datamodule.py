@@ -165,7 +165,10 @@ def to_go(reward_TE: Tensor, gamma: float) -> Tensor:
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:
-    """1 - Var(target - value) / Var(target): 1 is a perfect critic, 0 one that might as well be constant."""
+    """1 - Var(target - value) / Var(target) of equal shapes; 0 where the target is constant.
+
+    1 is a perfect critic, 0 one as good as a constant, below 0 one that is worse.
+    """
     spread = target.var()
     return float(1 - (target - value).var() / spread) if spread > 0 else 0.0
 

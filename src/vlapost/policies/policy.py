@@ -77,7 +77,8 @@ class OpenVLAPolicy(nn.Module):
 
     def fixed_weights(self) -> AbstractContextManager[None]:
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
-        return keep_folded(self.network)
+        network = self.network
+        return keep_folded(network.vision_backbone, network.projector, network.language_model.model)
 
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:

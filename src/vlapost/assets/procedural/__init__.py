@@ -24,8 +24,6 @@ from vlapost.assets.procedural.shapes import Picture
 from vlapost.assets.procedural.tables import Look, photograph
 from vlapost.assets.procedural.textures import TEXTURES
 
-VERSION = 5  # part of the pack's folder name; raised whenever a file of the pack changes
-
 
 def generate(root: Path) -> None:
     """Write the whole pack (without its manifest) into the empty folder `root`; the same bytes every time."""

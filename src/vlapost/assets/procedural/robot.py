@@ -152,7 +152,7 @@ JOINTS = (
     Joint("ee_gripper", "fixed", "fingers_link", "ee_gripper_link", (0.027575, 0, 0)),
 )  # fmt: skip
 
-SHAPES = (
+VISUAL = (
     Box("base_link", (-0.157, -0.0515, 0), (-0.05, 0.0515, 0.037)),
     Cylinder("base_link", "z", 0, 0.070, 0.060),
     Box("shoulder_link", (-0.022, -0.046, 0.001), (0.022, 0.046, 0.049)),
@@ -181,8 +181,9 @@ SHAPES = (
     Box("right_finger_link", (-0.012, 0.004, -0.0125), (0.043, 0.011, 0.0125)),
 )
 
-# Links near objects touch them with one box: contacts are solved 500 times a second, and each box adds its own.
-TOUCHING = (
+# Links of the gripper collide with one box each, which leaves out what the fingers and the bar keep objects away from:
+# contacts are solved 500 times a second, and every further box would add its own. Other links collide as they look.
+COLLISION = (
     Box("gripper_link", (0, -0.020, -0.019), (0.043, 0.020, 0.014)),
     Box("gripper_bar_link", (0, -0.052, -0.008), (0.0285, 0.052, 0.010)),
     Box("left_finger_link", (-0.012, -0.011, -0.0125), (0.043, -0.004, 0.0125)),
@@ -219,13 +220,13 @@ def _urdf() -> ET.Element:
     ET.SubElement(black, "color", rgba="0.05 0.05 0.055 1")
     for link in LINKS:
         element = ET.SubElement(robot, "link", name=link.name)
-        shapes = [shape for shape in SHAPES if shape.link == link.name]
-        for shape in shapes:
+        seen = [shape for shape in VISUAL if shape.link == link.name]
+        for shape in seen:
             visual = ET.SubElement(element, "visual")
             _add_shape(visual, shape)
             ET.SubElement(visual, "material", name="black")
-        for touching in [shape for shape in TOUCHING if shape.link == link.name] or shapes:
-            _add_shape(ET.SubElement(element, "collision"), touching)
+        for shape in [shape for shape in COLLISION if shape.link == link.name] or seen:
+            _add_shape(ET.SubElement(element, "collision"), shape)
         inertial = ET.SubElement(element, "inertial")
         ET.SubElement(inertial, "origin", xyz=_text(link.centre), rpy=_text(link.rpy))
         ET.SubElement(inertial, "mass", value=repr(link.mass))
