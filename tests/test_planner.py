@@ -13,8 +13,9 @@ from vlapost.envs.scene import INITIAL_QPOS
 from vlapost.envs.vector import make_env
 from vlapost.experience.action_filter import filter_actions
 from vlapost.planner import demonstrate as demonstrate_module
-from vlapost.planner.actions import CLOSED, OPEN, delta_actions
-from vlapost.planner.demonstrate import DROPPED, NOT_GRASPED, NOT_ON_PLATE, Recording, demonstrate, replay
+from vlapost.planner import disturb as disturb_module
+from vlapost.planner.actions import CLOSED, OPEN, delta_actions, vertical_actions
+from vlapost.planner.demonstrate import DROPPED, NOT_GRASPED, NOT_ON_PLATE, Recording, demonstrate, replay, situation_of
 from vlapost.planner.grasp import FINGERTIP, PALM, Box, grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_demonstration
@@ -143,6 +144,34 @@ def test_the_way_back_from_missed_grasps_and_lost_objects() -> None:
         assert action[2] > 0.005
         np.testing.assert_allclose(action[[0, 1, 6]], [0, 0, 1], atol=2e-3)
     assert lost >= 1
+    env.close()
+
+
+def test_vertical_actions_add_up() -> None:
+    actions = vertical_actions(-0.05, CLOSED)
+    np.testing.assert_allclose(actions[:, 2], [-0.05 / 3] * 3, rtol=1e-6)
+    assert not actions[:, [0, 1, 3, 4, 5]].any() and (actions[:, 6] == CLOSED).all()
+    assert vertical_actions(0.0, OPEN).shape == (0, 7)
+
+
+@pytest.mark.sim
+def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disturb_module, "PRESSED", 1.0)
+    monkeypatch.setattr(disturb_module, "DEPTH", (0.07, 0.07))
+    env = make_env(load("base", ["env.obj_set=train", "env.image_size=[64,64]"]).env, num_envs=1)
+    planner = ArmPlanner(env.scenes[0].pack)
+    episode = 12 * 50176 + 8400
+    env.reset(torch.tensor([episode]))
+    spoilt = disturb_module.disturb(env, planner, situation_of(env.scenes[0]), np.random.default_rng(2))
+    assert spoilt is not None
+    planned = planner.pose(spoilt.qpos)[0]
+    target = env.scenes[0].agent.controller.controllers["arm"]._target_pose.p[0].numpy()
+    np.testing.assert_allclose(target, planned - [0, 0, 0.07], atol=3e-3)
+    assert env.ground_truth().gripper_pose[0, 2] > target[2] + 0.02  # the table is in the way
+
+    recording = demonstrate(env, planner, episode, np.random.default_rng(2))
+    assert isinstance(recording, Recording)
+    np.testing.assert_array_equal(recording.action[:4], vertical_actions(0.07, OPEN))
     env.close()
 
 

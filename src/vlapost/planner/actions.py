@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 OPEN, CLOSED = 1.0, -1.0
+STRIDE = 0.02  # metres per step where only the height changes
 
 
 def delta_actions(
@@ -27,3 +29,12 @@ def delta_actions(
     """
     turns = [(after * before.inv()).as_euler("XYZ") for before, after in zip(rotations, rotations[1:])]
     return np.column_stack([np.diff(positions, axis=0), turns, gripper]).astype(np.float32)
+
+
+def vertical_actions(distance: float, gripper: float) -> NDArray[np.float32]:
+    """Actions `[n, 7]` that lead the virtual target straight up by `distance` metres, down if negative."""
+    count = math.ceil(abs(distance) / STRIDE)
+    actions = np.zeros((count, 7), np.float32)
+    actions[:, 2] = np.diff(np.linspace(0, distance, count + 1))
+    actions[:, 6] = gripper
+    return actions

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlapost.contracts import Metrics
 from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
 from vlapost.envs.vector import GroundTruth, SceneVector
-from vlapost.planner.actions import CLOSED
+from vlapost.planner.actions import CLOSED, OPEN, vertical_actions
 from vlapost.planner.disturb import disturb
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_demonstration
@@ -51,13 +51,15 @@ def demonstrate(
     """
     observation = env.reset(torch.tensor([episode_id]))
     situation, rise = situation_of(env.scenes[0]), 0.0
-    disturbed = disturb(env, planner, situation, disturbance) if disturbance else None
-    if disturbed is not None:  # on from where the controller's target is, which the arm follows
-        observation, qpos = disturbed
-        situation, rise = replace(situation_of(env.scenes[0]), qpos=qpos), RISE
+    spoilt = disturb(env, planner, situation, disturbance) if disturbance else None
+    if spoilt is not None:  # on from where the controller's target was before it was pushed down
+        observation, rise = spoilt.observation, RISE
+        situation = replace(situation_of(env.scenes[0]), qpos=spoilt.qpos)
     actions = plan_demonstration(planner, situation, rise)
     if actions is None:
         return NO_PLAN
+    if spoilt is not None:
+        actions = np.concatenate([vertical_actions(spoilt.depth, OPEN), actions])
     if len(actions) > MAX_STEPS:
         return TOO_LONG
     images, truths, success = [], [], []

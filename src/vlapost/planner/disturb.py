@@ -6,7 +6,7 @@ picture it has never seen, and stays there. The disturbance itself is not record
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from vlapost.contracts import Observation
 from vlapost.envs.vector import SceneVector
-from vlapost.planner.actions import CLOSED, OPEN
+from vlapost.planner.actions import CLOSED, OPEN, vertical_actions
 from vlapost.planner.grasp import grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, path_actions, plan_path
@@ -23,17 +23,25 @@ from vlapost.planner.planner import Situation, path_actions, plan_path
 FloatArray = NDArray[np.float64]
 MISSED, LOST = 0.6, 0.2  # shares: a grasp beside the object, an object put down elsewhere; the others go anywhere
 MISS = (0.01, 0.06)  # metres between a missed grasp and the right one
+PRESSED, DEPTH = 0.5, (0.02, 0.10)  # share after which the controller's target is pushed down, and how far (metres)
 LOW, HIGH = np.array([0.21, -0.07, 0.05]), np.array([0.40, 0.13, 0.22])  # box of gripper positions, base frame
 
 
-def disturb(
-    env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np.random.Generator
-) -> tuple[Observation, FloatArray] | None:
-    """Carry out a disturbance in a one-scene environment.
+@dataclass(frozen=True)
+class Spoilt:
+    """What a disturbance leaves behind.
 
-    Returns:
-        What is seen afterwards and the planned joint positions `[8]` it ends at; None if the drawn one is impossible.
+    observation: what is seen. qpos: `[8]` joint positions that its motion was planned to end at. depth: metres by which
+    the controller's target was then pushed down, whether the arm could follow or not.
     """
+
+    observation: Observation
+    qpos: FloatArray
+    depth: float
+
+
+def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np.random.Generator) -> Spoilt | None:
+    """Carry out a disturbance in a one-scene environment; None if the drawn one is impossible."""
     drawn = rng.random()
     if drawn < LOST:
         elsewhere = np.array([*rng.uniform(LOW, HIGH)[:2], situation.receptacle[2]])
@@ -42,10 +50,13 @@ def disturb(
         planned = _reach(planner, situation, rng, beside=drawn < LOST + MISSED)
     if planned is None:
         return None
-    *actions, last = torch.from_numpy(path_actions(planner, *planned))
+    path, gripper = planned
+    depth = rng.uniform(*DEPTH) if rng.random() < PRESSED else 0.0
+    moves = [path_actions(planner, path, gripper), vertical_actions(-depth, gripper[-1])]
+    *actions, last = torch.from_numpy(np.concatenate(moves))
     for action in actions:
         env.step_blind(action[None])
-    return env.step(last[None]).observation, planned[0][-1]
+    return Spoilt(env.step(last[None]).observation, path[-1], depth)
 
 
 def _reach(
