@@ -297,7 +297,7 @@ def test_processes_that_start_together_generate_once(monkeypatch: pytest.MonkeyP
         thread.join()
     assert len(calls) == 1
     assert not leftover.exists()
-    assert {p.name for p in leftover.parent.iterdir()} == {".lock", f"{pack_module.edition('procedural')}"}
+    assert {p.name for p in leftover.parent.iterdir()} == {".lock", pack_module.edition("procedural")}
 
 
 def test_wrong_packs_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

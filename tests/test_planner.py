@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from vlapost.assets.pack import open_pack
 from vlapost.config import load
 from vlapost.envs.scene import INITIAL_QPOS
-from vlapost.envs.vector import make_env
+from vlapost.envs.vector import SceneVector, make_env
 from vlapost.experience.action_filter import filter_actions
 from vlapost.planner import demonstrate as demonstrate_module
 from vlapost.planner import disturb as disturb_module
@@ -21,6 +23,16 @@ from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_demonstration
 
 POINTING_DOWN = Rotation.from_matrix(np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]))  # x down, y along the base's y
+
+Scene = tuple[SceneVector, ArmPlanner]
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    """One small scene of the training set and its planner, shared; every attempt starts with a reset."""
+    env = make_env(load("base", ["env.obj_set=train", "env.image_size=[64,64]"]).env, num_envs=1)
+    yield env, ArmPlanner(env.scenes[0].pack)
+    env.close()
 
 
 def test_the_box_of_a_turned_brick() -> None:
@@ -100,10 +112,8 @@ def test_a_planned_motion_ends_at_its_goal(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.sim
-def test_demonstrations_succeed_and_replay_when_merged() -> None:
-    config = load("base", ["env.obj_set=train", "env.image_size=[64,64]"])
-    env = make_env(config.env, num_envs=1)
-    planner = ArmPlanner(env.scenes[0].pack)
+def test_demonstrations_succeed_and_replay_when_merged(scene: Scene) -> None:
+    env, planner = scene
     # bread, 7up can, toy bear, banana, hamburger: object * 50176 + table * 3136 + position * 4 + yaw
     episodes = [object_ * 50176 + 700 * object_ for object_ in (2, 4, 9, 12, 13)]
     recordings = {episode: demonstrate(env, planner, episode) for episode in episodes}
@@ -116,13 +126,11 @@ def test_demonstrations_succeed_and_replay_when_merged() -> None:
         assert len(merged) < len(recording.action)
         replayed += bool(replay(env, episode, torch.from_numpy(merged)).success)
     assert replayed >= len(succeeded) - 1
-    env.close()
 
 
 @pytest.mark.sim
-def test_the_way_back_from_missed_grasps_and_lost_objects() -> None:
-    env = make_env(load("base", ["env.obj_set=train", "env.image_size=[64,64]"]).env, num_envs=1)
-    planner = ArmPlanner(env.scenes[0].pack)
+def test_the_way_back_from_missed_grasps_and_lost_objects(scene: Scene) -> None:
+    env, planner = scene
     episode = 12 * 50176 + 8400  # banana
     calm = demonstrate(env, planner, episode)
     assert isinstance(calm, Recording)
@@ -144,7 +152,6 @@ def test_the_way_back_from_missed_grasps_and_lost_objects() -> None:
         assert action[2] > 0.005
         np.testing.assert_allclose(action[[0, 1, 6]], [0, 0, 1], atol=2e-3)
     assert lost >= 1
-    env.close()
 
 
 def test_vertical_actions_add_up() -> None:
@@ -155,11 +162,10 @@ def test_vertical_actions_add_up() -> None:
 
 
 @pytest.mark.sim
-def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
     monkeypatch.setattr(disturb_module, "PRESSED", 1.0)
     monkeypatch.setattr(disturb_module, "DEPTH", (0.07, 0.07))
-    env = make_env(load("base", ["env.obj_set=train", "env.image_size=[64,64]"]).env, num_envs=1)
-    planner = ArmPlanner(env.scenes[0].pack)
+    env, planner = scene
     episode = 12 * 50176 + 8400
     env.reset(torch.tensor([episode]))
     spoilt = disturb_module.disturb(env, planner, situation_of(env.scenes[0]), np.random.default_rng(2))
@@ -172,7 +178,6 @@ def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.Monk
     recording = demonstrate(env, planner, episode, np.random.default_rng(2))
     assert isinstance(recording, Recording)
     np.testing.assert_array_equal(recording.action[:4], vertical_actions(0.07, OPEN))
-    env.close()
 
 
 @pytest.mark.sim
@@ -184,9 +189,8 @@ def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.Monk
         ("stay where it was grasped", NOT_ON_PLATE),
     ],
 )
-def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, change: str, cause: str) -> None:
-    env = make_env(load("base", ["env.obj_set=train", "env.image_size=[64,64]"]).env, num_envs=1)
-    planner = ArmPlanner(env.scenes[0].pack)
+def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, scene: Scene, change: str, cause: str) -> None:
+    env, planner = scene
 
     def spoilt(planner: ArmPlanner, situation: Situation, rise: float) -> np.ndarray:
         assert rise == 0  # only after a disturbance
@@ -203,4 +207,3 @@ def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, change: str,
 
     monkeypatch.setattr(demonstrate_module, "plan_demonstration", spoilt)
     assert demonstrate(env, planner, 2 * 50176 + 1400) == cause
-    env.close()

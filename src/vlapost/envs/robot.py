@@ -15,11 +15,7 @@ from pathlib import Path
 import sapien
 import torch
 from mani_skill.agents.base_agent import BaseAgent
-from mani_skill.agents.controllers import (
-    PDEEPoseController,
-    PDEEPoseControllerConfig,
-    PDJointPosMimicControllerConfig,
-)
+from mani_skill.agents.controllers import PDEEPoseController, PDEEPoseControllerConfig, PDJointPosMimicControllerConfig
 from mani_skill.envs.scene import ManiSkillScene
 from mani_skill.utils.structs import Pose
 
