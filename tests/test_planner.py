@@ -135,9 +135,9 @@ def test_the_way_back_from_missed_grasps_and_lost_objects(scene: Scene) -> None:
     calm = demonstrate(env, planner, episode)
     assert isinstance(calm, Recording)
     starts, first_actions, lost = [], [], 0
-    for seed in (0, 1, 2, 4, 5, 25):  # the last one draws a lost object
+    for seed in (0, 1, 3, 4, 5, 11):  # two of them draw a lost object
         recording = demonstrate(env, planner, episode, np.random.default_rng(seed))
-        again = demonstrate(env, planner, episode, np.random.default_rng(seed)) if seed == 25 else recording
+        again = demonstrate(env, planner, episode, np.random.default_rng(seed)) if seed == 11 else recording
         if isinstance(recording, str):
             continue
         assert isinstance(again, Recording)
@@ -163,6 +163,7 @@ def test_vertical_actions_add_up() -> None:
 
 @pytest.mark.sim
 def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
+    monkeypatch.setattr(disturb_module, "GRASPED", 0.0)
     monkeypatch.setattr(disturb_module, "PRESSED", 1.0)
     monkeypatch.setattr(disturb_module, "DEPTH", (0.07, 0.07))
     env, planner = scene
@@ -181,6 +182,22 @@ def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.Monk
 
 
 @pytest.mark.sim
+def test_a_grasped_object_is_lifted_from_under_a_pushed_down_target(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene
+) -> None:
+    monkeypatch.setattr(disturb_module, "LOST", 0.0)
+    monkeypatch.setattr(disturb_module, "GRASPED", 1.0)
+    monkeypatch.setattr(disturb_module, "DEPTH", (0.07, 0.07))
+    env, planner = scene
+    recording = demonstrate(env, planner, 12 * 50176 + 8400, np.random.default_rng(2))
+    assert isinstance(recording, Recording)
+    np.testing.assert_array_equal(recording.action[:4], vertical_actions(0.07, CLOSED))
+    assert (np.flatnonzero(recording.action[:, 6] == OPEN) >= len(recording.action) - 2).all()  # only to let go
+    heights = torch.stack([truth.object_position[0, 2] for truth in recording.truth])
+    assert heights.max() > heights[0] + 0.06
+
+
+@pytest.mark.sim
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
@@ -192,8 +209,7 @@ def test_a_target_pushed_into_the_table_is_raised_again(monkeypatch: pytest.Monk
 def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, scene: Scene, change: str, cause: str) -> None:
     env, planner = scene
 
-    def spoilt(planner: ArmPlanner, situation: Situation, rise: float) -> np.ndarray:
-        assert rise == 0  # only after a disturbance
+    def spoilt(planner: ArmPlanner, situation: Situation) -> np.ndarray:
         actions = plan_demonstration(planner, situation)
         assert actions is not None
         closed = np.flatnonzero(actions[:, 6] == CLOSED)

@@ -16,7 +16,7 @@ from vlapost.contracts import Metrics
 from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
 from vlapost.envs.vector import GroundTruth, SceneVector
 from vlapost.planner.actions import CLOSED, OPEN, vertical_actions
-from vlapost.planner.disturb import disturb
+from vlapost.planner.disturb import Spoilt, disturb
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_demonstration
 
@@ -50,16 +50,14 @@ def demonstrate(
     disturbance: spoils the start with numbers from this generator (see `disturb`); None leaves it alone.
     """
     observation = env.reset(torch.tensor([episode_id]))
-    situation, rise = situation_of(env.scenes[0]), 0.0
+    situation = situation_of(env.scenes[0])
     spoilt = disturb(env, planner, situation, disturbance) if disturbance else None
-    if spoilt is not None:  # on from where the controller's target was before it was pushed down
-        observation, rise = spoilt.observation, RISE
-        situation = replace(situation_of(env.scenes[0]), qpos=spoilt.qpos)
-    actions = plan_demonstration(planner, situation, rise)
+    if spoilt is None:
+        actions = plan_demonstration(planner, situation)
+    else:
+        observation, actions = spoilt.observation, _way_back(planner, situation_of(env.scenes[0]), spoilt)
     if actions is None:
         return NO_PLAN
-    if spoilt is not None:
-        actions = np.concatenate([vertical_actions(spoilt.depth, OPEN), actions])
     if len(actions) > MAX_STEPS:
         return TOO_LONG
     images, truths, success = [], [], []
@@ -75,6 +73,14 @@ def demonstrate(
     if not success[-1]:
         return _cause(metrics, held)
     return Recording(observation.instruction[0], images, truths, actions, np.array(success))
+
+
+def _way_back(planner: ArmPlanner, situation: Situation, spoilt: Spoilt) -> NDArray[np.float32] | None:
+    """Actions that raise the controller's target to where it was before it was pushed down, and solve the task."""
+    if spoilt.rest is not None:
+        return np.concatenate([vertical_actions(spoilt.depth, CLOSED), spoilt.rest])
+    actions = plan_demonstration(planner, replace(situation, qpos=spoilt.qpos), RISE)
+    return None if actions is None else np.concatenate([vertical_actions(spoilt.depth, OPEN), actions])
 
 
 def replay(env: SceneVector, episode_id: int, actions: Tensor) -> Metrics:

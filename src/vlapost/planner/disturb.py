@@ -18,12 +18,14 @@ from vlapost.envs.vector import SceneVector
 from vlapost.planner.actions import CLOSED, OPEN, vertical_actions
 from vlapost.planner.grasp import grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
-from vlapost.planner.planner import Situation, path_actions, plan_path
+from vlapost.planner.planner import CLOSE_STEPS, Situation, path_actions, plan_path
 
 FloatArray = NDArray[np.float64]
-MISSED, LOST = 0.6, 0.2  # shares: a grasp beside the object, an object put down elsewhere; the others go anywhere
+# Shares: a grasp beside the object, an object put down elsewhere, one already grasped; the others go anywhere.
+MISSED, LOST, GRASPED = 0.5, 0.15, 0.15
 MISS = (0.01, 0.06)  # metres between a missed grasp and the right one
-PRESSED, DEPTH = 0.5, (0.02, 0.10)  # share after which the controller's target is pushed down, and how far (metres)
+# Share after which the controller's target is pushed down (always with the object grasped), and how far in metres.
+PRESSED, DEPTH = 0.5, (0.02, 0.10)
 LOW, HIGH = np.array([0.21, -0.07, 0.05]), np.array([0.40, 0.13, 0.22])  # box of gripper positions, base frame
 
 
@@ -32,12 +34,14 @@ class Spoilt:
     """What a disturbance leaves behind.
 
     observation: what is seen. qpos: `[8]` joint positions that its motion was planned to end at. depth: metres by which
-    the controller's target was then pushed down, whether the arm could follow or not.
+    the controller's target was then pushed down, whether the arm could follow or not. rest: `[n, 7]` actions that lift
+    the object and put it down if it is already grasped, or None.
     """
 
     observation: Observation
     qpos: FloatArray
     depth: float
+    rest: NDArray[np.float32] | None
 
 
 def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np.random.Generator) -> Spoilt | None:
@@ -46,17 +50,24 @@ def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np
     if drawn < LOST:
         elsewhere = np.array([*rng.uniform(LOW, HIGH)[:2], situation.receptacle[2]])
         planned = plan_path(planner, replace(situation, receptacle=elsewhere))
+    elif drawn < LOST + GRASPED:
+        planned = plan_path(planner, situation)
     else:
-        planned = _reach(planner, situation, rng, beside=drawn < LOST + MISSED)
+        planned = _reach(planner, situation, rng, beside=drawn < LOST + GRASPED + MISSED)
     if planned is None:
         return None
-    path, gripper = planned
+    (path, gripper), rest = planned, None
     depth = rng.uniform(*DEPTH) if rng.random() < PRESSED else 0.0
+    if LOST <= drawn < LOST + GRASPED:
+        depth = rng.uniform(*DEPTH)
+        closed = gripper.index(CLOSED) + CLOSE_STEPS
+        rest = path_actions(planner, path[closed:], gripper[closed:])
+        path, gripper = path[: closed + 1], gripper[:closed]
     moves = [path_actions(planner, path, gripper), vertical_actions(-depth, gripper[-1])]
     *actions, last = torch.from_numpy(np.concatenate(moves))
     for action in actions:
         env.step_blind(action[None])
-    return Spoilt(env.step(last[None]).observation, path[-1], depth)
+    return Spoilt(env.step(last[None]).observation, path[-1], depth, rest)
 
 
 def _reach(
