@@ -14,6 +14,7 @@ from vlapost.algorithms.sft import SFT
 from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import DemoBatch, Observation, VectorEnv
 from vlapost.envs import episodes
+from vlapost.envs.setups import find_setup
 from vlapost.envs.vector import make_env
 from vlapost.evaluation.episodes import run_episodes
 from vlapost.evaluation.summary import METRICS
@@ -90,8 +91,9 @@ class PlaceOnPlate:
 
     def __init__(self, config: Config, policy: OpenVLAPolicy):
         self.config, self.policy = config, policy
-        self.setup = episodes.find_setup(config.env.id, config.env.obj_set)
-        self.held_out = episodes.held_out(config.env.id, config.env.obj_set)
+        named = config.env.id, config.env.obj_set, config.env.protocol
+        self.setup = find_setup(*named)
+        self.held_out = episodes.held_out(*named)
 
     def make(self) -> VectorEnv:
         """Build the scenes."""

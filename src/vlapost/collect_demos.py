@@ -96,10 +96,12 @@ def episode_of(cfg: Config, candidate: int) -> int:
     import numpy as np
     import torch
 
-    from vlapost.envs.episodes import draw, find_setup, held_out
+    from vlapost.envs.episodes import draw, held_out
+    from vlapost.envs.setups import find_setup
 
     seed = int(np.random.SeedSequence([cfg.demos.seed, candidate]).generate_state(1)[0])
-    setup, excluded = find_setup(cfg.env.id, cfg.env.obj_set), held_out(cfg.env.id, cfg.env.obj_set)
+    named = cfg.env.id, cfg.env.obj_set, cfg.env.protocol
+    setup, excluded = find_setup(*named), held_out(*named)
     return int(draw(setup, 1, torch.Generator().manual_seed(seed), excluded))
 
 
@@ -200,8 +202,18 @@ def meta_of(cfg: Config) -> DemoMeta:
 
     env, demos = cfg.env, cfg.demos
     size = (env.image_size[0], env.image_size[1])
-    assets = edition(env.assets)
-    return DemoMeta(VERSION, env.id, env.obj_set, assets, size, env.shader, env.sim_freq, demos.seed, demos.disturbed)
+    return DemoMeta(
+        version=VERSION,
+        env_id=env.id,
+        obj_set=env.obj_set,
+        assets=edition(env.assets),
+        image_size=size,
+        shader=env.shader,
+        sim_freq=env.sim_freq,
+        seed=demos.seed,
+        disturbed=demos.disturbed,
+        protocol=env.protocol,
+    )
 
 
 def report(folder: Path, writer: DemoWriter) -> None:

@@ -33,6 +33,7 @@ class EnvConfig:
 
     id: str
     obj_set: str
+    protocol: str
     assets: str
     image_size: list[int]
     shader: str

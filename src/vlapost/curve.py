@@ -87,7 +87,7 @@ def sets_of(base: Config) -> dict[str, str]:
     Raises:
         UserError: the environment has no unseen set.
     """
-    from vlapost.envs.episodes import find_setup
+    from vlapost.envs.setups import find_setup
 
     sets = {base.env.obj_set: "training setup", "test": "unseen objects and tables"}
     for obj_set in sets:

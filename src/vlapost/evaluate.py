@@ -51,7 +51,7 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
     from vlapost.evaluation import summary
     from vlapost.evaluation.parallel import run_parallel
 
-    known = held_out(c.env.id, c.env.obj_set).tolist()
+    known = held_out(c.env.id, c.env.obj_set, c.env.protocol).tolist()
     if c.evaluation.episodes > len(known):
         raise UserError(f"evaluation.episodes is {c.evaluation.episodes}; only {len(known)} episodes are held out.")
     ids = known[: c.evaluation.episodes]
@@ -145,10 +145,11 @@ def _labels(c: Config, ids: list[int]) -> dict[int, dict[str, str]]:
     import torch
 
     from vlapost.assets.pack import open_pack
-    from vlapost.envs.episodes import decode, find_setup
+    from vlapost.envs.episodes import decode
+    from vlapost.envs.setups import find_setup
 
     pack = open_pack(c.env.assets)
-    spec = decode(find_setup(c.env.id, c.env.obj_set), torch.tensor(ids))
+    spec = decode(find_setup(c.env.id, c.env.obj_set, c.env.protocol), torch.tensor(ids))
     return {
         episode: {
             "object": pack.objects[int(spec.object[i])].id,

@@ -1,174 +1,98 @@
-"""Which episodes there are: one integer names the object, the plate, the table, where they lie and how they are turned.
+"""Episodes by number: one integer names everything that is drawn, from the object to the yaw.
 
-An id is a number in mixed radix, most significant digit first: object, receptacle, table, position, yaw. The position
-digit counts the admissible ordered pairs (object point, receptacle point) of a grid. All grid arithmetic is done in
-whole grid steps, so that no pair is admitted or refused by a rounding error (paper §4.1; distances in metres).
+An id is a number in mixed radix whose digits are those of `Setup.radix`, the most significant first.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
-from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlapost.assets.pack import WORLD
-from vlapost.config import UserError
+from vlapost.envs.setups import TEMPLATES, Setup, declare, find_setup
 
-GRID_ORIGIN = (-0.235, -0.075)  # world x, y of grid point (0, 0), metres
-GRID_SPACING = 0.03  # metres
-MIN_DISTANCE = 0.070  # metres between object and receptacle, exclusive
 HELD_OUT_COUNT = 1024
 HELD_OUT_SEED = 18  # one with which no id comes twice
-
-Point = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The pools an environment draws from; declaring one is all a task variant of this family needs.
-
-    objects, receptacles, tables: indices into the asset pack. object_points, receptacle_points: grid points, in grid
-    steps of `spacing` metres. yaws: turns of the object about z, radians; the receptacle is never turned.
-    """
-
-    objects: range
-    receptacles: range
-    tables: range
-    object_points: tuple[Point, ...]
-    receptacle_points: tuple[Point, ...]
-    yaws: tuple[float, ...]
-    spacing: float = GRID_SPACING
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """`[P, 4]` float32: x, y of the object and x, y of the receptacle, world frame, metres."""
-        squared_limit = round((MIN_DISTANCE / self.spacing) ** 2, 6)  # a whole number where it should be one
-        pairs = [
-            (*a, *b)
-            for a, b in product(self.object_points, self.receptacle_points)
-            if (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 > squared_limit
-        ]
-        origin = torch.tensor(GRID_ORIGIN * 2, dtype=torch.float64)
-        return (origin + self.spacing * torch.tensor(pairs, dtype=torch.float64)).float()
-
-    @cached_property
-    def radix(self) -> tuple[int, int, int, int, int]:
-        """How many objects, receptacles, tables, positions and yaws there are."""
-        return (
-            len(self.objects),
-            len(self.receptacles),
-            len(self.tables),
-            len(self.positions),
-            len(self.yaws),
-        )
-
-    @cached_property
-    def total(self) -> int:
-        """Number of different episodes."""
-        return math.prod(self.radix)
+PAPER_SEEDS, PAPER_COUNT = 3, 64  # the study evaluates 64 episodes with each of 3 seeds
+NONE = -1
 
 
 @dataclass(frozen=True)
 class EpisodeSpec:
     """Decoded episodes.
 
-    object, receptacle, table: `[E]` int64 indices into the asset pack. object_xy, receptacle_xy: `[E, 2]` float32,
-    world frame, metres. yaw: `[E]` float32, turn of the object about z, radians.
+    object, receptacle, table: `[E]` int64 indices into the asset pack. other_object, other_receptacle, texture: the
+    same, or -1 where the setup has none. template: `[E]` index into `TEMPLATES`. places: `[E, n, 2]` float32, where
+    object, receptacle and third place are, world frame, metres. yaw: `[E]` float32, turn of objects about z, radians.
+    arm_offset: `[E, 6]` float32 radians.
     """
 
     object: Tensor
+    other_object: Tensor
+    texture: Tensor
+    template: Tensor
+    arm_offset: Tensor
     receptacle: Tensor
+    other_receptacle: Tensor
     table: Tensor
-    object_xy: Tensor
-    receptacle_xy: Tensor
+    places: Tensor
     yaw: Tensor
 
     def __len__(self) -> int:
         return len(self.object)
 
 
-SQUARE = tuple(product(range(6), range(6)))
-FINE_SQUARE = tuple(product(range(-1, 17), range(-1, 17)))  # in steps of 1 cm: the same square and 1 cm around it
-QUARTERS = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
-
-
-def _on_the_plate(objects: range, tables: range) -> Setup:
-    return Setup(objects, range(1), tables, SQUARE, SQUARE, QUARTERS)
-
-
-# environment id -> obj_set -> setup
-SETUPS: dict[str, dict[str, Setup]] = {
-    "PutOnPlateInScene25Main-v3": {
-        "few": _on_the_plate(range(4, 8), range(16)),  # what the small policy learns in minutes
-        "train": _on_the_plate(range(16), range(16)),
-        "test": _on_the_plate(range(16, 25), range(16, 21)),
-        "all": _on_the_plate(range(25), range(21)),
-    },
-    # Pretraining, with the assets "world": every body and table is drawn at random
-    "PutOnReceptacleInWorld-v1": {
-        "train": Setup(
-            objects=range(WORLD["objects"]),
-            receptacles=range(WORLD["receptacles"]),
-            tables=range(WORLD["tables"]),
-            object_points=FINE_SQUARE,
-            receptacle_points=FINE_SQUARE,
-            yaws=tuple(i * math.pi / 8 for i in range(8)),
-            spacing=0.01,
-        ),
-    },
-}
-
-
-def find_setup(env_id: str, obj_set: str) -> Setup:
-    """The declared setup.
-
-    Raises:
-        UserError: unknown environment id or object set.
-    """
-    if env_id not in SETUPS:
-        raise UserError(f"env.id is '{env_id}'; it must be one of: {', '.join(SETUPS)}.")
-    if obj_set not in SETUPS[env_id]:
-        raise UserError(f"env.obj_set is '{obj_set}'; it must be one of: {', '.join(SETUPS[env_id])}.")
-    return SETUPS[env_id][obj_set]
-
-
 def decode(setup: Setup, ids: Tensor) -> EpisodeSpec:
     """Digits of `[E]` int64 ids, taken modulo the number of episodes."""
     rest = ids % setup.total
-    digits = []
-    for base in reversed(setup.radix):
-        digits.append(rest % base)
+    digits: dict[str, Tensor] = {}
+    for name, base in reversed(setup.radix.items()):
+        digits[name] = rest % base
         rest = rest // base
-    yaw, position, table, receptacle, object_ = digits
-    places = setup.positions.to(ids.device)[position]
+    object_ = digits["object"] + setup.objects.start
+    receptacle = digits["receptacle"] + setup.receptacles.start
+    wrong = setup.objects.start if setup.paper else 0  # the authors' code adds the start of the pool twice
     return EpisodeSpec(
-        object=object_ + setup.objects.start,
-        receptacle=receptacle + setup.receptacles.start,
-        table=table + setup.tables.start,
-        object_xy=places[:, :2],
-        receptacle_xy=places[:, 2:],
-        yaw=torch.tensor(setup.yaws, device=ids.device)[yaw],
+        object=object_,
+        other_object=_other(setup.objects, digits["object"] + wrong, setup.other_objects, digits["other_object"]),
+        texture=digits["texture"] + setup.textures.start if setup.textures else torch.full_like(ids, NONE),
+        template=digits["template"] + setup.templates.start,
+        arm_offset=torch.tensor(setup.arm_offsets, device=ids.device)[digits["arm_offset"]],
+        receptacle=receptacle,
+        other_receptacle=_other(
+            setup.receptacles, digits["receptacle"], setup.other_receptacles, digits["other_receptacle"]
+        ),
+        table=digits["table"] + setup.tables.start,
+        places=setup.places.table.to(ids.device)[digits["place"]],
+        yaw=torch.tensor(setup.yaws, device=ids.device)[digits["yaw"]],
     )
 
 
-def encode(setup: Setup, digits: Tensor) -> Tensor:
-    """Ids `[E]` of digits `[E, 5]` (object, receptacle, table, position, yaw), each counted from 0."""
-    ids = torch.zeros(len(digits), dtype=torch.int64)
-    for base, digit in zip(setup.radix, digits.unbind(1)):
-        ids = ids * base + digit
+def _other(pool: range, chosen: Tensor, others: range, digit: Tensor) -> Tensor:
+    """Index of the second body: `digit` places after the `chosen` one of the same pool, or the `digit`-th of another."""
+    if not others:
+        return torch.full_like(digit, NONE)
+    if others == pool:
+        return (chosen + digit + 1) % len(pool) + pool.start
+    return digit + others.start
+
+
+def encode(setup: Setup, digits: dict[str, Tensor]) -> Tensor:
+    """Ids `[E]` of digits `[E]`, each counted from 0; a digit that is not given is 0."""
+    ids = torch.zeros(len(next(iter(digits.values()))), dtype=torch.int64)
+    for name, base in setup.radix.items():
+        ids = ids * base + digits.get(name, 0)
     return ids
 
 
-def instruction(object_name: str, receptacle_name: str) -> str:
+def instruction(template: int, object_name: str, receptacle_name: str) -> str:
     """The sentence the policy is given."""
-    return f"put {object_name} on {receptacle_name}"
+    return TEMPLATES[template].format(object=object_name, receptacle=receptacle_name)
 
 
 def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) -> Tensor:
@@ -180,32 +104,43 @@ def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) 
     return drawn
 
 
-def held_out(env_id: str, obj_set: str) -> Tensor:
-    """The committed `[1024]` int64 ids that training never starts from; evaluation takes the first N of them."""
-    find_setup(env_id, obj_set)
-    text = files(__package__).joinpath("held_out", f"{env_id}_{obj_set}.json").read_text()
-    return torch.tensor(json.loads(text), dtype=torch.int64)
+def held_out(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
+    """Ids that training never starts from; evaluation takes the first N of them.
+
+    Protocol v2: the committed `[1024]` int64. Protocol paper: 3 x 64 ids drawn as the study draws them, without order
+    or balance (its own draws hang on the state of its random numbers and cannot be repeated).
+    """
+    setup = find_setup(env_id, obj_set, protocol)
+    if setup.paper:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(PAPER_SEEDS)]
+        return torch.cat([torch.randint(setup.total, (PAPER_COUNT,), generator=g) for g in generators])
+    return torch.tensor(json.loads(held_out_file(env_id, obj_set).read_text()), dtype=torch.int64)
+
+
+def held_out_file(env_id: str, obj_set: str) -> Path:
+    """Where the list is; setups that draw the same episodes have the same list under their own names."""
+    return Path(str(files(__package__))) / "held_out" / f"{env_id}_{obj_set}.json"
 
 
 def make_held_out(setup: Setup) -> Tensor:
     """The list that was committed: balanced so that a prefix of 200 or more is close to balanced too.
 
-    Objects come in permutations of all objects, positions in permutations of all pairs. Receptacle, table and yaw are
-    each time the one that this object has met least often, and of those the one that occurred least often at all.
+    Objects come in permutations of all objects, places in permutations of all choices. Every other digit is each time
+    the value that this object has met least often, and of those the one that occurred least often at all.
     """
     rng = np.random.default_rng(HELD_OUT_SEED)
-    objects, receptacles, tables, positions, yaws = setup.radix
-    met = [np.zeros((objects, count), dtype=int) for count in (receptacles, tables, yaws)]
-    digits = []
-    for object_, position in zip(_permutations(rng, objects), _permutations(rng, positions)):
-        chosen = []
-        for counts in met:
+    first = ("receptacle", "table", "yaw")  # drawn in this order before there were others
+    later = (name for name, base in setup.radix.items() if base > 1 and name not in (*first, "object", "place"))
+    met = {name: np.zeros((len(setup.objects), setup.radix[name]), dtype=int) for name in (*first, *later)}
+    rows = []
+    for object_, place in zip(_permutations(rng, setup.radix["object"]), _permutations(rng, setup.radix["place"])):
+        row = {"object": object_, "place": place}
+        for name, counts in met.items():
             order = np.lexsort((rng.random(counts.shape[1]), counts.sum(axis=0), counts[object_]))
             counts[object_, order[0]] += 1
-            chosen.append(order[0])
-        receptacle, table, yaw = chosen
-        digits.append((object_, receptacle, table, position, yaw))
-    return encode(setup, torch.tensor(np.array(digits)))
+            row[name] = order[0]
+        rows.append(row)
+    return encode(setup, {name: torch.tensor([row[name] for row in rows]) for name in rows[0]})
 
 
 def _permutations(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -215,8 +150,6 @@ def _permutations(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 if __name__ == "__main__":  # python -m vlapost.envs.episodes: write the lists again
-    for name, sets in SETUPS.items():
+    for id_, sets in declare("v2").items():
         for set_name, declared in sets.items():
-            target = files(__package__).joinpath("held_out", f"{name}_{set_name}.json")
-            with open(str(target), "w") as file:
-                file.write(json.dumps(make_held_out(declared).tolist()) + "\n")
+            held_out_file(id_, set_name).write_text(json.dumps(make_held_out(declared).tolist()) + "\n")

@@ -1,4 +1,4 @@
-"""The greenscreen: robot, object and receptacle as rendered, everything else from the episode's table picture.
+"""The greenscreen: robot and bodies as rendered, everything else from the episode's table picture.
 
 Pixels carry the segmentation id of what they show. A lookup table turns ids into labels, and labels say what to keep.
 """
@@ -12,7 +12,7 @@ import cv2
 import torch
 from torch import Tensor
 
-BACKGROUND, ROBOT, OBJECT, RECEPTACLE = range(4)
+BACKGROUND, ROBOT, OBJECT, RECEPTACLE, OTHER = range(5)
 MAX_ID = 256  # bodies and links of a scene, more than there ever are
 
 
@@ -25,12 +25,14 @@ def table_picture(path: Path, height: int, width: int) -> Tensor:
     return torch.from_numpy(picture)
 
 
-def lookup_table(robot: list[int], object_: int, receptacle: int) -> Tensor:
+def lookup_table(robot: list[int], object_: int, receptacle: int, other: int | None = None) -> Tensor:
     """`[256]` uint8: label of each segmentation id of one scene."""
     table = torch.full((MAX_ID,), BACKGROUND, dtype=torch.uint8)
     table[robot] = ROBOT
     table[object_] = OBJECT
     table[receptacle] = RECEPTACLE
+    if other is not None:
+        table[other] = OTHER
     return table
 
 

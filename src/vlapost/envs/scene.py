@@ -1,4 +1,5 @@
-"""The scene: a table, the robot, one object and one receptacle, and how an episode starts (paper appendix A).
+"""The scene: a table, the robot, an object, a receptacle, sometimes a second one, and how an episode starts and goes
+on (paper appendix A). What differs between the setups is declared in `setups.py`.
 
 One `PutOnPlateScene` holds E parallel scenes on the GPU, or a single one on the CPU. Only the bodies an episode needs
 are built, so other bodies need another scene: on the CPU every reset builds a new one, which also makes an episode's
@@ -8,6 +9,7 @@ z up, table top at 0.8695 m.
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -26,23 +28,24 @@ from torch import Tensor
 from vlapost.assets.pack import Model, open_pack
 from vlapost.config import UserError
 from vlapost.drivers import RENDER_BACKEND
-from vlapost.envs import overlay, rules
+from vlapost.envs import overlay, rules, textures
 from vlapost.envs.camera import CAMERA, CAMERA_SIZE, camera_config
-from vlapost.envs.episodes import SETUPS, EpisodeSpec, decode, find_setup, instruction
-from vlapost.envs.robot import BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
+from vlapost.envs.episodes import EpisodeSpec, decode, instruction
+from vlapost.envs.robot import ARM_JOINTS, BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
+from vlapost.envs.setups import OBJECT, RECEPTACLE, THIRD, Blend, declare, find_setup
 
 MAX_STEPS = 80
 CONTROL_FREQ = 5  # actions per second
 TABLE_TOP = 0.8695  # metres
 TABLE_HALF_SIZE = (0.6, 0.6, 0.05)
 TABLE_CENTRE = (-0.15, 0.0)
-DROP_HEIGHT = 0.95  # of both bodies, metres
+REPOSITION_HEIGHT = 1.0  # from which the object falls when it is put elsewhere during an episode, metres
 SETTLE_STEPS, LONG_SETTLE_STEPS = 50, 600  # physics steps at 500 Hz: 0.1 s, and 1.2 s more where something moves
 MAX_LINEAR, MAX_ANGULAR = 1e-3, 1e-2  # m/s, rad/s: slower bodies are at rest
 
 
 class PutOnPlateScene(BaseEnv):
-    """ManiSkill environment; reset options `episode_id` (`[E]` int64) and `obj_set` (see `episodes.SETUPS`).
+    """ManiSkill environment; reset options `episode_id` (`[E]` int64) and `obj_set` (see `setups.declare`).
 
     The physics of a control step (`advance`), its measures (`measure`, `progress`) and its picture
     (`render_observation`) can be asked for one by one; `step` does all three.
@@ -58,6 +61,7 @@ class PutOnPlateScene(BaseEnv):
         env_id: str,
         num_envs: int = 1,
         obj_set: str = "train",
+        protocol: str = "v2",
         assets: str = "procedural",
         image_size: tuple[int, int] = CAMERA_SIZE,
         shader: str = "default",
@@ -65,10 +69,10 @@ class PutOnPlateScene(BaseEnv):
         render_backend: str = RENDER_BACKEND,
         **kwargs: Any,
     ) -> None:
-        self.env_id, self.obj_set, self.shader = env_id, obj_set, shader
+        self.env_id, self.obj_set, self.protocol, self.shader = env_id, obj_set, protocol, shader
         self.pack = open_pack(assets)
         self.image_size = (image_size[0], image_size[1])
-        self.bodies: list[tuple[int, int]] = []
+        self.bodies: list[tuple[int, int, int, int]] = []
         self.draws = torch.Generator()  # of episodes that nobody names
         sim_config = SimConfig(sim_freq=sim_freq, control_freq=CONTROL_FREQ, spacing=20)
         super().__init__(num_envs=num_envs, sim_config=sim_config, render_backend=render_backend, **kwargs)
@@ -82,11 +86,21 @@ class PutOnPlateScene(BaseEnv):
         for robot in self.agent.robot._objs:
             sapien_utils.set_articulation_render_material(robot, specular=0.9, roughness=0.3)
         table = self.scene.create_actor_builder()
-        table.add_box_collision(half_size=TABLE_HALF_SIZE)
-        table.initial_pose = sapien.Pose([*TABLE_CENTRE, TABLE_TOP - TABLE_HALF_SIZE[2]])
+        if self.setup.paper:
+            table.add_nonconvex_collision_from_file(str(files(__package__) / "stage.obj"))
+            table.initial_pose = sapien.Pose([0, 0, TABLE_TOP - TABLE_HALF_SIZE[2]])
+        else:
+            table.add_box_collision(half_size=TABLE_HALF_SIZE)
+            table.initial_pose = sapien.Pose([*TABLE_CENTRE, TABLE_TOP - TABLE_HALF_SIZE[2]])
         table.build_static("table")
-        self.object = self._build("object", [self.pack.objects[o] for o, _ in self.bodies])
-        self.receptacle = self._build("receptacle", [self.pack.receptacles[r] for _, r in self.bodies])
+        objects, receptacles = self.pack.objects, self.pack.receptacles
+        self.object = self._build("object", [objects[o] for o, _, _, _ in self.bodies])
+        self.receptacle = self._build("receptacle", [receptacles[r] for _, r, _, _ in self.bodies])
+        self.other: Actor | None = None
+        if self.setup.other_objects:
+            self.other = self._build("other object", [objects[o] for _, _, o, _ in self.bodies])
+        elif self.setup.other_receptacles:
+            self.other = self._build("other receptacle", [receptacles[r] for _, _, _, r in self.bodies])
 
     def _build(self, name: str, models: list[Model]) -> Actor:
         material = physx.PhysxMaterial(static_friction=1.0, dynamic_friction=1.0, restitution=0.0)
@@ -117,7 +131,7 @@ class PutOnPlateScene(BaseEnv):
 
     def _clear(self) -> None:
         """Free the old scene at once, without ManiSkill's full garbage collection (175 ms)."""
-        self.object = self.receptacle = None  # type: ignore[assignment]
+        self.object = self.receptacle = self.other = None  # type: ignore[assignment]
         if self.scene is None or self.gpu_sim_enabled:
             super()._clear()
             return
@@ -137,46 +151,63 @@ class PutOnPlateScene(BaseEnv):
         options = dict(options or {})
         if len(options.get("env_idx", range(self.num_envs))) != self.num_envs:
             raise UserError("Scenes of the benchmark are reset all together; leave env_idx out of the reset's options.")
-        setup = find_setup(self.env_id, options.get("obj_set", self.obj_set))
+        self.setup = find_setup(self.env_id, options.get("obj_set", self.obj_set), self.protocol)
         if seed is not None:
             self.draws.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         ids = options.get("episode_id")
         if ids is None:
-            ids = torch.randint(setup.total, (self.num_envs,), generator=self.draws)
+            ids = torch.randint(self.setup.total, (self.num_envs,), generator=self.draws)
         self.episode_id = torch.as_tensor(ids).reshape(self.num_envs)
-        self.spec: EpisodeSpec = decode(setup, self.episode_id.cpu())
-        bodies = list(zip(self.spec.object.tolist(), self.spec.receptacle.tolist()))
+        self.spec: EpisodeSpec = decode(self.setup, self.episode_id.cpu())
+        spec = self.spec
+        chosen = (spec.object, spec.receptacle, spec.other_object, spec.other_receptacle)
+        bodies = [tuple(row) for row in torch.stack(chosen, 1).tolist()]
         options["reconfigure"] = bodies != self.bodies or not self._sim_device.is_cuda()
         self.bodies = bodies
         return super().reset(seed=seed, options=options)
 
     def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
         self.agent.robot.set_pose(PARKED_POSE)
-        self._place(self.object, self.spec.object_xy, self.spec.yaw)
-        self._place(self.receptacle, self.spec.receptacle_xy, torch.zeros(self.num_envs))
+        straight = torch.zeros(self.num_envs)
+        self._place(self.object, OBJECT, self.spec.yaw)
+        self._place(self.receptacle, RECEPTACLE, straight)
+        if self.other is not None:
+            self._place(self.other, THIRD, self.spec.yaw if self.setup.other_objects else straight)
         if self.gpu_sim_enabled:
             self.scene._gpu_apply_all()
         self._settle()
         self.agent.robot.set_pose(BASE_POSE)
-        self.agent.reset(torch.tensor([INITIAL_QPOS] * self.num_envs, device=self.device))
-        self.object_half = self._half_extents(self.object, [self.pack.objects[o] for o, _ in self.bodies])
-        self.receptacle_half = self._half_extents(self.receptacle, [self.pack.receptacles[r] for _, r in self.bodies])
+        qpos = torch.tensor([INITIAL_QPOS] * self.num_envs)
+        qpos[:, : len(ARM_JOINTS)] += self.spec.arm_offset
+        self.agent.reset(qpos.to(self.device))
+        self.object_half = self._half_extents(self.object, [self.pack.objects[o] for o, *_ in self.bodies])
+        self.receptacle_half = self._half_extents(
+            self.receptacle, [self.pack.receptacles[r] for _, r, *_ in self.bodies]
+        )
         self.progress = rules.start(self.num_envs, self.device)
+        self.elapsed = 0  # control steps; ManiSkill's own counter stands still without its `step`
         self._prepare_overlay()
 
-    def _place(self, actor: Actor, xy: Tensor, yaw: Tensor) -> None:
-        position = torch.cat([xy, torch.full((self.num_envs, 1), DROP_HEIGHT)], dim=1)
+    def _place(self, actor: Actor, place: int, yaw: Tensor, height: float | None = None) -> None:
+        """Put a body at one of the episode's places, turned about z and at rest."""
+        height = self.setup.places.heights[place] if height is None else height
+        position = torch.cat([self.spec.places[:, place], torch.full((self.num_envs, 1), height)], dim=1)
         zero = torch.zeros_like(yaw)
         quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], dim=1)
         actor.set_pose(Pose.create_from_pq(position, quaternion, device=self.device))
+        actor.set_linear_velocity(torch.zeros(self.num_envs, 3, device=self.device))
+        actor.set_angular_velocity(torch.zeros(self.num_envs, 3, device=self.device))
 
     def _settle(self) -> None:
-        """Let the bodies fall; scenes that still move get longer, while those at rest are put back as they were."""
+        """Let the bodies fall; scenes that still move get longer, while those at rest are put back as they were.
+
+        With the protocol `paper` one moving scene gives all that are simulated together longer.
+        """
         self._simulate(SETTLE_STEPS * self._sim_freq // 500)
         moving = self._is_moving()
         if not moving.any():
             return
-        early = [(actor, actor.get_state().clone()) for actor in (self.object, self.receptacle)]
+        early = [(actor, actor.get_state().clone()) for actor in self._loose()]
         self._simulate(LONG_SETTLE_STEPS * self._sim_freq // 500)
         if not moving.all():
             for actor, state in early:
@@ -185,10 +216,15 @@ class PutOnPlateScene(BaseEnv):
             self.scene._gpu_fetch_all()
 
     def _is_moving(self) -> Tensor:
-        bodies = (self.object, self.receptacle)
-        linear = torch.cat([body.linear_velocity for body in bodies], dim=1).norm(dim=1)
-        angular = torch.cat([body.angular_velocity for body in bodies], dim=1).norm(dim=1)
-        return (linear > MAX_LINEAR) | (angular > MAX_ANGULAR)
+        linear = torch.cat([body.linear_velocity for body in self._loose()], dim=1)
+        angular = torch.cat([body.angular_velocity for body in self._loose()], dim=1)
+        if self.setup.paper:
+            return ((linear.norm() > MAX_LINEAR) | (angular.norm() > MAX_ANGULAR)).expand(self.num_envs)
+        return (linear.norm(dim=1) > MAX_LINEAR) | (angular.norm(dim=1) > MAX_ANGULAR)
+
+    def _loose(self) -> list[Actor]:
+        """The bodies that can move."""
+        return [self.object, self.receptacle] + ([self.other] if self.other is not None else [])
 
     def _half_extents(self, actor: Actor, models: list[Model]) -> Tensor:
         sizes = torch.tensor([np.subtract(model.bbox_max, model.bbox_min).tolist() for model in models])
@@ -203,6 +239,12 @@ class PutOnPlateScene(BaseEnv):
         if self.gpu_sim_enabled:
             self.scene.px.gpu_apply_articulation_target_position()
         self._simulate(self._sim_steps_per_control)
+        self.elapsed += 1
+        if self.elapsed == self.setup.reposition:
+            self._place(self.object, THIRD, self.spec.yaw, REPOSITION_HEIGHT)
+            if self.gpu_sim_enabled:
+                self.scene._gpu_apply_all()
+            self._simulate(SETTLE_STEPS * self._sim_freq // 500)
 
     def _simulate(self, steps: int) -> None:
         physics = self.scene.px
@@ -259,9 +301,9 @@ class PutOnPlateScene(BaseEnv):
         self.pictures = torch.stack(pictures).to(self.device)
         tables = [
             overlay.lookup_table(
-                [link.entity.per_scene_id for link in robot.links], obj.per_scene_id, plate.per_scene_id
+                [link.entity.per_scene_id for link in robot.links], *(body.per_scene_id for body in bodies)
             )
-            for robot, obj, plate in zip(self.agent.robot._objs, self.object._objs, self.receptacle._objs)
+            for robot, *bodies in zip(self.agent.robot._objs, *(body._objs for body in self._loose()))
         ]
         self.lookup = torch.stack(tables).to(self.device)
 
@@ -273,7 +315,31 @@ class PutOnPlateScene(BaseEnv):
         picture = camera.get_obs(rgb=True, depth=False, position=False, segmentation=True)
         rendered = picture["rgb"].to(self.device)  # a GPU may render what the CPU simulates
         labels = overlay.label(picture["segmentation"][..., 0].to(self.device), self.lookup)
-        return overlay.composite(rendered, labels, self.pictures), labels
+        image = overlay.composite(rendered, labels, self.pictures)
+        if self.setup.blend is not None:
+            image = self._blend(self.setup.blend, image, labels)
+        return image, labels
+
+    def _blend(self, blend: Blend, image: Tensor, labels: Tensor) -> Tensor:
+        """Texture over the picture, as the setup wants it; its crops depend on episode and control step alone."""
+        height, width = self.image_size
+        whole = (0, 0, height, width)
+        boxes = [textures.foreground_box(part) for part in labels]
+        images = [
+            overlay.table_picture(self.pack.tables[t].texture, height, width).to(self.device)
+            for t in self.spec.texture.tolist()
+        ]
+        if not self.setup.paper:
+            keys = [[id_, self.elapsed] for id_ in self.episode_id.tolist()]
+            crops = [textures.random_crop(np.random.default_rng(key), height, width) for key in keys]
+            targets = [whole] * self.num_envs if blend.everything else boxes
+            layers = [textures.layer(*given) for given in zip(images, crops, targets)]
+        elif blend.everything:
+            layers = [textures.doubled_layer(*given) for given in zip(images, boxes)]
+        else:
+            layers = [textures.layer(image, whole, box) for image, box in zip(images, textures.common_size(boxes))]
+        shown = torch.ones_like(labels, dtype=torch.bool) if blend.everything else labels != overlay.BACKGROUND
+        return textures.blend(image, torch.stack(layers), shown, blend.ratio)
 
     def get_obs(self, info: dict | None = None, unflattened: bool = False) -> dict:
         """ManiSkill's observation: the composited picture and its labels."""
@@ -285,8 +351,11 @@ class PutOnPlateScene(BaseEnv):
     def get_language_instruction(self) -> list[str]:
         """One sentence per scene."""
         objects, receptacles = self.pack.objects, self.pack.receptacles
-        return [instruction(objects[o].name, receptacles[r].name) for o, r in self.bodies]
+        return [
+            instruction(template, objects[o].name, receptacles[r].name)
+            for template, (o, r, _, _) in zip(self.spec.template.tolist(), self.bodies)
+        ]
 
 
-for _env_id in SETUPS:
+for _env_id in declare("v2"):
     register_env(_env_id, max_episode_steps=MAX_STEPS, env_id=_env_id)(PutOnPlateScene)

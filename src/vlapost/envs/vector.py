@@ -15,8 +15,8 @@ from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
 from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import rules
-from vlapost.envs.episodes import find_setup
 from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
+from vlapost.envs.setups import find_setup
 
 FREE_EVERY = 16  # scene resets; without it a process grows by 0.3 MB per reset, for ever
 
@@ -27,7 +27,7 @@ class GroundTruth:
 
     object_position, receptacle_position: `[E, 3]` origins of the bodies. gripper_pose: `[E, 7]`, position and
     quaternion of `ee_gripper_link`. qpos: `[E, 8]`, arm in radians, fingers in metres. segmentation: `[E, H, W]`
-    uint8, 0 background, 1 robot, 2 object, 3 receptacle.
+    uint8, 0 background, 1 robot, 2 object, 3 receptacle, 4 a second object or receptacle.
     """
 
     object_position: Tensor
@@ -56,7 +56,8 @@ class SceneVector:
             free_memory()
         for scene, ids in zip(self.scenes, episode_ids.chunk(len(self.scenes))):
             scene.reset(options={"episode_id": ids})
-        self._instructions = tuple(s for scene in self.scenes for s in scene.get_language_instruction())
+        sentences = [s for scene in self.scenes for s in scene.get_language_instruction()]
+        self._instructions = tuple(s.lower() if self.scenes[0].setup.paper else s for s in sentences)
         return self._observe()
 
     def step(self, action: Tensor) -> Step:
@@ -118,7 +119,7 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
             Vulkan driver, or none for the GPU that is to simulate; missing assets.
     """
     count = cfg.num_envs if num_envs is None else num_envs
-    find_setup(cfg.id, cfg.obj_set)
+    find_setup(cfg.id, cfg.obj_set, cfg.protocol)
     if cfg.backend not in ("cpu", "gpu"):
         raise UserError(f"env.backend is '{cfg.backend}'; it must be cpu or gpu.")
     if cfg.shader not in ("minimal", "default"):
@@ -164,6 +165,7 @@ def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:
         env_id=cfg.id,
         num_envs=num_envs,
         obj_set=cfg.obj_set,
+        protocol=cfg.protocol,
         assets=cfg.assets,
         image_size=(cfg.image_size[0], cfg.image_size[1]),
         shader=cfg.shader,

@@ -60,6 +60,7 @@ class DemoMeta:
     sim_freq: int
     seed: int
     disturbed: float
+    protocol: str = "v2"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Instructions to token ids.
 
-The prompt is `In: What action should the robot take to {instruction, lower case}?\\nOut: ` whose last space is a token
-of its own, id 29871: the position that predicts the first action token.
+The prompt is `In: What action should the robot take to {instruction}?\\nOut: ` whose last space is a token of its own,
+id 29871: the position that predicts the first action token.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Prompts:
     def ids(self, instruction: str) -> list[int]:
         """Token ids of the whole prompt, BOS first, 29871 last."""
         if instruction not in self.cache:
-            text = f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+            text = f"In: What action should the robot take to {instruction}?\nOut:"
             self.cache[instruction] = [*self._tokenizer(text)["input_ids"], SPACE]
         return self.cache[instruction]
 

@@ -1,0 +1,260 @@
+"""Which setups there are, and how they differ: read `declare` from top to bottom (paper §4.1 and Appendix A).
+
+Protocol `v2` is what the study means to measure; protocol `paper` repeats what the authors' code does where that is
+something else (docs/benchmark.md lists the differences).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlapost.assets.pack import COUNTS, WORLD
+from vlapost.config import UserError
+
+PROTOCOLS = ("v2", "paper")
+Point = tuple[int, int]
+
+GRID_ORIGIN = (-0.235, -0.075)  # world x, y of grid point (0, 0), metres
+GRID_SPACING = 0.03  # metres
+GRID_CENTRE, GRID_EDGE = (-0.16, 0.0), 0.15  # of the square of 6 x 6 points, metres
+SQUARE = tuple(product(range(6), range(6)))
+RING = tuple(point for point in product(range(-1, 7), range(-1, 7)) if point not in SQUARE)
+FINE_SQUARE = tuple(product(range(-1, 17), range(-1, 17)))  # in steps of 1 cm: the same square and 1 cm around it
+CLOSE, FAR = 0.070, 0.150  # metres, exclusive: two bodies keep that distance at least; an object from another one
+
+OBJECT, RECEPTACLE, THIRD = range(3)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the bodies fall from: the object, the receptacle and, in some setups, a third place.
+
+    points: grid points allowed for each of them, in steps of `spacing` metres. apart: pairs of them that keep a
+    distance (metres, exclusive). heights: of their origins, metres. exact: distances are compared in whole steps;
+    otherwise in binary fractions, where 20 of the 72 pairs of points that lie exactly `FAR` apart come out as further.
+    """
+
+    points: tuple[tuple[Point, ...], ...]
+    apart: tuple[tuple[int, int, float], ...]
+    heights: tuple[float, ...]
+    spacing: float = GRID_SPACING
+    exact: bool = True
+
+    @cached_property
+    def table(self) -> Tensor:
+        """`[P, n, 2]` float32: x and y of the n places of every admissible choice, world frame, metres."""
+        choice = np.stack(np.meshgrid(*(np.arange(len(points)) for points in self.points), indexing="ij"), -1)
+        choice = choice.reshape(-1, len(self.points))
+        steps = np.stack([np.array(points)[choice[:, i]] for i, points in enumerate(self.points)], 1)
+        metres = (steps / 5 - 0.5) * GRID_EDGE + np.array(GRID_CENTRE)
+        admissible = np.ones(len(steps), dtype=bool)
+        for one, other, limit in self.apart:
+            if self.exact:  # the limit squared is a whole number of squared steps where it should be one
+                distance, least = ((steps[:, one] - steps[:, other]) ** 2).sum(1), round((limit / self.spacing) ** 2, 6)
+            else:
+                distance, least = np.linalg.norm(metres[:, one] - metres[:, other], axis=1), limit
+            admissible &= distance > least
+        origin = torch.tensor(GRID_ORIGIN, dtype=torch.float64)
+        return (origin + self.spacing * torch.from_numpy(steps[admissible])).float()
+
+
+PAIRS = Places((SQUARE, SQUARE), ((OBJECT, RECEPTACLE, CLOSE),), (0.95, 0.95))
+# a second object, or where the object is put during the episode
+WITH_OBJECT = Places(
+    (SQUARE, SQUARE, SQUARE),
+    ((OBJECT, RECEPTACLE, CLOSE), (THIRD, RECEPTACLE, CLOSE), (OBJECT, THIRD, FAR)),
+    (0.95, 0.92, 1.0),
+)
+WITH_RECEPTACLE = Places(
+    (SQUARE, SQUARE, SQUARE),
+    ((OBJECT, RECEPTACLE, CLOSE), (THIRD, RECEPTACLE, FAR), (OBJECT, THIRD, CLOSE)),
+    (1.0, 0.92, 0.96),
+)
+
+QUARTERS = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
+RING_YAWS = (-math.pi / 8, -3 * math.pi / 8, -5 * math.pi / 8, -7 * math.pi / 8)
+
+# Offsets of the arm's six joints, radians; large bends of shoulder and elbow in the same direction are left out.
+BENDS, TURNS = (-0.15, -0.08, 0.0, 0.08, 0.15), (-0.6, -0.3, 0.0, 0.3, 0.6)
+ARM_OFFSETS = tuple(o for o in product(*[BENDS] * 5, TURNS) if abs(o[1] + o[2]) <= 0.25)
+
+TEMPLATES = (
+    "put {object} on {receptacle}",  # of training
+    "place the {object} on the {receptacle}",
+    "set {object} on {receptacle}",
+    "move the {object} to the {receptacle}",
+    "Take the {object} and put it on the {receptacle}",
+    "pick up {object} and set it down on {receptacle}",
+    "please put the {object} on the {receptacle}",
+    "Put {object} onto {receptacle}.",
+    "place the {object} onto the {receptacle} surface",
+    "Make sure {object} is on {receptacle}.",
+    "on the {receptacle}, put the {object}",
+    "put the {object} where the {receptacle} is",
+    "Move the {object} from the table to the {receptacle}",
+    "Move {object} so it\N{RIGHT SINGLE QUOTATION MARK}s on {receptacle}.",
+    "Can you put {object} on {receptacle}?",
+    "{object} on the {receptacle}, please.",
+    "the {object} should be placed on the {receptacle}.",
+)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A texture over the picture: of which share it is, and whether over everything or over the bodies alone."""
+
+    ratio: float
+    everything: bool
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an environment draws an episode from; indices are those of the asset pack.
+
+    objects, receptacles, tables: what is grasped, where it is put, which picture is behind. places: where they start.
+    yaws: turns of every object about z, radians; receptacles are never turned. other_objects, other_receptacles: a
+    second one at the third place, never the same as the first. textures: tables whose texture is blended over the
+    picture as `blend` says. templates: of `TEMPLATES`. arm_offsets: added to the arm's initial joints, radians.
+    reposition: control step after which the object is put at the third place; 0: never. paper: what the authors' code
+    does otherwise with the same numbers (see `other`, and the scene's textures and settling).
+    """
+
+    objects: range
+    receptacles: range
+    tables: range
+    places: Places = PAIRS
+    yaws: tuple[float, ...] = QUARTERS
+    other_objects: range = range(0)
+    other_receptacles: range = range(0)
+    textures: range = range(0)
+    blend: Blend | None = None
+    templates: range = range(1)
+    arm_offsets: tuple[tuple[float, ...], ...] = ((0.0,) * 6,)
+    reposition: int = 0
+    paper: bool = False
+
+    @cached_property
+    def radix(self) -> dict[str, int]:
+        """Digits of an episode id, most significant first, and how many values each has."""
+        return {
+            "object": len(self.objects),
+            "other_object": max(1, len(self.other_objects) - (self.other_objects == self.objects)),
+            "texture": max(1, len(self.textures)),
+            "template": len(self.templates),
+            "arm_offset": len(self.arm_offsets),
+            "receptacle": len(self.receptacles),
+            "other_receptacle": max(1, len(self.other_receptacles) - (self.other_receptacles == self.receptacles)),
+            "table": len(self.tables),
+            "place": len(self.places.table),
+            "yaw": len(self.yaws),
+        }
+
+    @cached_property
+    def total(self) -> int:
+        """Number of different episodes."""
+        return math.prod(self.radix.values())
+
+
+def _split(name: str) -> tuple[range, range]:
+    count, trained = COUNTS[name]
+    return range(trained), range(trained, count)
+
+
+SEEN_OBJECTS, UNSEEN_OBJECTS = _split("objects")
+PLATE, UNSEEN_RECEPTACLES = _split("receptacles")
+SEEN_TABLES, UNSEEN_TABLES = _split("tables")
+ALL_OBJECTS, ALL_TABLES = range(COUNTS["objects"][0]), range(COUNTS["tables"][0])
+FEW_OBJECTS = range(4, 8)  # what the small policy learns in minutes
+
+
+@cache
+def declare(protocol: str) -> dict[str, dict[str, Setup]]:
+    """Environment id -> `env.obj_set` -> setup."""
+    paper = protocol == "paper"
+    training = Setup(SEEN_OBJECTS, PLATE, SEEN_TABLES, paper=paper)
+    pair, object_, receptacle = (replace(p, exact=not paper) for p in (PAIRS, WITH_OBJECT, WITH_RECEPTACLE))
+    ring = replace(pair, points=(RING, RING))
+    # the authors' code draws from all tables where there are two receptacles, and turns objects anew on the ring
+    tables, ring_yaws = (ALL_TABLES, RING_YAWS) if paper else (SEEN_TABLES, QUARTERS)
+    two_objects = replace(training, places=object_, other_objects=SEEN_OBJECTS)
+    two_receptacles = replace(training, places=receptacle, tables=tables, other_receptacles=UNSEEN_RECEPTACLES)
+
+    def textured(ratio: float, everything: bool) -> dict[str, Setup]:
+        return {"train": training, "test": replace(training, textures=range(1, 17), blend=Blend(ratio, everything))}
+
+    setups: dict[str, dict[str, Setup]] = {
+        # training
+        "Main-v3": {
+            "few": replace(training, objects=FEW_OBJECTS),
+            "train": training,
+            "test": replace(training, objects=UNSEEN_OBJECTS, tables=UNSEEN_TABLES),
+            "all": replace(training, objects=ALL_OBJECTS, tables=ALL_TABLES),
+        },
+        "Single-v1": {"train": replace(training, objects=range(1), tables=range(1))},
+        "MainCarrot-v3": {
+            "train": replace(training, tables=range(1)),
+            "test": replace(training, tables=range(1), objects=UNSEEN_OBJECTS),
+        },
+        "MainImage-v3": {
+            "train": replace(training, objects=range(1)),
+            "test": replace(training, objects=range(1), tables=UNSEEN_TABLES),
+        },
+        # vision
+        "VisionImage-v1": {"train": training, "test": replace(training, tables=UNSEEN_TABLES)},
+        "VisionTexture03-v1": textured(0.3, everything=False),
+        "VisionTexture05-v1": textured(0.5, everything=False),
+        "VisionWhole03-v1": textured(0.3, everything=True),
+        "VisionWhole05-v1": textured(0.5, everything=True),
+        # semantics
+        "Carrot-v1": {"train": training, "test": replace(training, objects=UNSEEN_OBJECTS)},
+        "Plate-v1": {"train": training, "test": replace(training, receptacles=UNSEEN_RECEPTACLES)},
+        "Instruct-v1": {"train": training, "test": replace(training, templates=range(1, len(TEMPLATES)))},
+        "MultiCarrot-v1": {
+            "train": two_objects,
+            "test": replace(two_objects, objects=UNSEEN_OBJECTS, other_objects=UNSEEN_OBJECTS),
+        },
+        "MultiPlate-v1": {
+            "train": two_receptacles,
+            "test": replace(two_receptacles, receptacles=UNSEEN_RECEPTACLES),
+        },
+        # execution
+        "Position-v1": {"train": training, "test": replace(training, places=ring, yaws=ring_yaws)},
+        "EEPose-v1": {"train": training, "test": replace(training, arm_offsets=ARM_OFFSETS)},
+        "PositionChangeTo-v1": {
+            "train": replace(training, places=object_),
+            "test": replace(training, places=object_, reposition=5),
+        },
+    }
+    declared = {f"PutOnPlateInScene25{name}": sets for name, sets in setups.items()}
+    # pretraining, with the assets "world": every body and table is drawn at random
+    declared["PutOnReceptacleInWorld-v1"] = {
+        "train": Setup(
+            *(range(WORLD[name]) for name in ("objects", "receptacles", "tables")),
+            places=replace(PAIRS, points=(FINE_SQUARE, FINE_SQUARE), spacing=0.01),
+            yaws=tuple(i * math.pi / 8 for i in range(8)),
+        )
+    }
+    return declared
+
+
+def find_setup(env_id: str, obj_set: str, protocol: str = "v2") -> Setup:
+    """The declared setup.
+
+    Raises:
+        UserError: unknown protocol, environment id or object set.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"env.protocol is '{protocol}'; it must be one of: {', '.join(PROTOCOLS)}.")
+    setups = declare(protocol)
+    if env_id not in setups:
+        raise UserError(f"env.id is '{env_id}'; it must be one of: {', '.join(setups)}.")
+    if obj_set not in setups[env_id]:
+        raise UserError(f"env.obj_set is '{obj_set}'; with {env_id} it must be one of: {', '.join(setups[env_id])}.")
+    return setups[env_id][obj_set]
