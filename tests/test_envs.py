@@ -13,8 +13,9 @@ from scipy.spatial.transform import Rotation
 from vlapost.config import UserError, load
 from vlapost.contracts import Step
 from vlapost.envs import vector
-from vlapost.envs.episodes import encode, find_setup
+from vlapost.envs.episodes import encode
 from vlapost.envs.overlay import BACKGROUND, OBJECT, RECEPTACLE, ROBOT, composite, label, lookup_table
+from vlapost.envs.setups import find_setup
 from vlapost.envs.vector import SceneVector, make_env
 
 pytestmark = pytest.mark.sim
@@ -25,8 +26,8 @@ OPEN, CLOSED = 1.0, -1.0
 
 
 def episode(object_: int, table: int = 0, position: int = 330, yaw: int = 0) -> int:
-    digits = torch.tensor([[object_, 0, table, position, yaw]])
-    return encode(find_setup(MAIN, "train"), digits).item()
+    digits = {"object": object_, "table": table, "place": position, "yaw": yaw}
+    return encode(find_setup(MAIN, "train"), {name: torch.tensor([digit]) for name, digit in digits.items()}).item()
 
 
 def ids(*values: int) -> torch.Tensor:
@@ -100,7 +101,7 @@ def test_initial_state(env):
     expected = torch.tensor([0.2921, -0.0061, 0.1353]).expand(2, 3)
     torch.testing.assert_close(truth.gripper_pose[:, :3], expected, atol=2e-3, rtol=0)
     scene = env.scenes[0]
-    placed = torch.cat([scene.spec.object_xy, scene.spec.receptacle_xy], dim=1)
+    placed = scene.spec.places.flatten(1)
     settled = torch.cat([scene.object.pose.p[:, :2], scene.receptacle.pose.p[:, :2]], dim=1)
     torch.testing.assert_close(settled, placed, atol=0.01, rtol=0)
     # base frame: x forward, y left, seen from the world turned by 180 degrees

@@ -5,9 +5,12 @@ import torch
 
 from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
-from vlapost.envs.episodes import decode, draw, encode, find_setup, held_out, instruction, make_held_out
+from vlapost.envs.episodes import decode, draw, encode, held_out, instruction, make_held_out
+from vlapost.envs.setups import ARM_OFFSETS, RING, SQUARE, TEMPLATES, Places, declare, find_setup
 
-MAIN = "PutOnPlateInScene25Main-v3"
+PREFIX = "PutOnPlateInScene25"
+MAIN = PREFIX + "Main-v3"
+ALL = [(env_id, obj_set) for env_id, sets in declare("v2").items() for obj_set in sets]
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,7 @@ def test_number_of_episodes(obj_set, total):
 
 
 def test_positions_are_the_784_pairs_of_the_grid():
-    positions = find_setup(MAIN, "train").positions
+    positions = find_setup(MAIN, "train").places.table.flatten(1)
     assert positions.shape == (784, 4)
     assert len(torch.unique(positions, dim=0)) == 784
     distance = (positions[:, :2] - positions[:, 2:]).norm(dim=1)
@@ -36,31 +39,36 @@ def test_mixed_radix_order_by_hand():
     assert spec.receptacle.tolist() == [0, 0]
     assert spec.table.tolist() == [18, 18]
     assert spec.yaw.tolist() == pytest.approx([math.pi / 4] * 2)
-    torch.testing.assert_close(spec.object_xy[0], setup.positions[100, :2])
-    assert encode(setup, torch.tensor([[3, 0, 2, 100, 1]])).item() == id_
+    torch.testing.assert_close(spec.places[0], setup.places.table[100])
+    digits = {"object": 3, "table": 2, "place": 100, "yaw": 1}
+    assert encode(setup, {name: torch.tensor([digit]) for name, digit in digits.items()}).item() == id_
 
 
 def test_the_first_pair_of_points():
     spec = decode(find_setup(MAIN, "train"), torch.tensor([0]))
     # point (0, 0); the first admissible receptacle point is (0, 3): 0.09 m away, (0, 2) would be 0.06 m
-    torch.testing.assert_close(spec.object_xy, torch.tensor([[-0.235, -0.075]]))
-    torch.testing.assert_close(spec.receptacle_xy, torch.tensor([[-0.235, 0.015]]))
+    torch.testing.assert_close(spec.places, torch.tensor([[[-0.235, -0.075], [-0.235, 0.015]]]))
 
 
-@pytest.mark.parametrize("obj_set", ["few", "train", "test", "all"])
-def test_held_out_list_is_the_committed_one_and_balanced(obj_set):
-    setup, ids = find_setup(MAIN, obj_set), held_out(MAIN, obj_set)
+@pytest.mark.parametrize(("env_id", "obj_set"), [name for name in ALL if name[0].startswith(PREFIX)])
+def test_held_out_list_is_the_committed_one_and_balanced(env_id, obj_set):
+    setup, ids = find_setup(env_id, obj_set), held_out(env_id, obj_set)
     assert torch.equal(ids, make_held_out(setup))
     assert len(ids.unique()) == 1024 and ids.min() >= 0 and ids.max() < setup.total
     for prefix in (200, 333, 1024):
         spec = decode(setup, ids[:prefix])
-        for values, pool in ((spec.object, setup.objects), (spec.table, setup.tables)):
+        drawn = [(spec.object, setup.objects), (spec.receptacle, setup.receptacles), (spec.table, setup.tables)]
+        if setup.textures:
+            drawn.append((spec.texture, setup.textures))
+        if len(setup.templates) > 1:
+            drawn.append((spec.template, setup.templates))
+        for values, pool in drawn:
             counts = torch.bincount(values - pool.start, minlength=len(pool))
             assert counts.max() - counts.min() <= 4
         yaws = torch.unique(spec.yaw, return_counts=True)[1]
         assert yaws.max() - yaws.min() <= 5
-        places = torch.cat([spec.object_xy, spec.receptacle_xy], dim=1)
-        assert torch.unique(places, dim=0, return_counts=True)[1].max() <= math.ceil(prefix / 784)
+        repeats = torch.unique(spec.places, dim=0, return_counts=True)[1].max()
+        assert repeats <= math.ceil(prefix / len(setup.places.table))
 
 
 def test_draw_is_uniform_reproducible_and_avoids_the_held_out_list():
@@ -76,15 +84,114 @@ def test_the_pretraining_world_covers_the_benchmarks_square_with_a_finer_grid():
     world, main = find_setup("PutOnReceptacleInWorld-v1", "train"), find_setup(MAIN, "train")
     assert (len(world.objects), len(world.receptacles), len(world.tables)) == tuple(WORLD.values())
     for column in range(4):
-        low, high = main.positions[:, column].aminmax()
-        near, far = world.positions[:, column].aminmax()
+        low, high = main.places.table.flatten(1)[:, column].aminmax()
+        near, far = world.places.table.flatten(1)[:, column].aminmax()
         assert near.item() == pytest.approx(low.item() - 0.01, abs=1e-6)
         assert far.item() == pytest.approx(high.item() + 0.01, abs=1e-6)
-    distance = (world.positions[:, :2] - world.positions[:, 2:]).norm(dim=1)
+    distance = (world.places.table[:, 0] - world.places.table[:, 1]).norm(dim=1)
     assert distance.min().item() == pytest.approx(0.0707107, abs=1e-6)  # five steps each way
     ids = held_out("PutOnReceptacleInWorld-v1", "train")
     assert torch.equal(ids, make_held_out(world))
     assert len(ids.unique()) == 1024
+
+
+# env_id, obj_set -> number of episodes: of the authors' code (spec of the study), and with its defects mended
+TOTALS = {
+    ("Main-v3", "train"): (802_816, 802_816),
+    ("Main-v3", "test"): (141_120, 141_120),
+    ("Single-v1", "train"): (3_136, 3_136),
+    ("MainCarrot-v3", "train"): (50_176, 50_176),
+    ("MainImage-v3", "train"): (50_176, 50_176),
+    ("Carrot-v1", "train"): (802_816, 802_816),
+    ("VisionImage-v1", "test"): (250_880, 250_880),
+    ("VisionTexture03-v1", "test"): (12_845_056, 12_845_056),
+    ("VisionTexture05-v1", "test"): (12_845_056, 12_845_056),
+    ("VisionWhole03-v1", "test"): (12_845_056, 12_845_056),
+    ("VisionWhole05-v1", "test"): (12_845_056, 12_845_056),
+    ("Carrot-v1", "test"): (451_584, 451_584),
+    ("Plate-v1", "test"): (12_845_056, 12_845_056),
+    ("Instruct-v1", "test"): (12_845_056, 12_845_056),
+    ("MultiCarrot-v1", "train"): (32_317_440, 16 * 15 * 16 * 1896 * 4),  # 208 triples less: exactly 15 cm apart
+    ("MultiCarrot-v1", "test"): (9_695_232, 9 * 8 * 16 * 1896 * 4),
+    ("MultiPlate-v1", "train"): (45_244_416, 16 * 16 * 16 * 1896 * 4),  # 16 tables for 21
+    ("MultiPlate-v1", "test"): (678_666_240, 16 * 16 * 15 * 16 * 1896 * 4),
+    ("Position-v1", "test"): (643_072, 643_072),
+    ("EEPose-v1", "test"): (11_540_480_000, 11_540_480_000),
+    ("PositionChangeTo-v1", "test"): (2_154_496, 16 * 16 * 1896 * 4),
+}
+
+
+@pytest.mark.parametrize("name", TOTALS, ids="-".join)
+def test_number_of_episodes_of_every_setup(name):
+    env_id, obj_set = PREFIX + name[0], name[1]
+    assert (find_setup(env_id, obj_set, "paper").total, find_setup(env_id, obj_set).total) == TOTALS[name]
+
+
+def test_seventeen_environments():
+    assert len([env_id for env_id in declare("v2") if env_id.startswith(PREFIX)]) == 17
+
+
+def test_a_distance_of_exactly_the_limit_is_never_further():
+    # points (0, 0) and (0, 1) are one step of 0.1 m apart, (0, 2) two; in binary 0.3 - 0.2 < 0.1
+    line = Places((((0, 0),), ((0, 1), (0, 2))), ((0, 1, 0.1),), (1.0, 1.0), spacing=0.1)
+    assert line.table.shape == (1, 2, 2)
+    torch.testing.assert_close(line.table[0, 1] - line.table[0, 0], torch.tensor([0.0, 0.2]))
+
+
+def test_the_ring_lies_one_step_outside_the_square():
+    assert len(RING) == 28 and not set(RING) & set(SQUARE)
+    table = find_setup(PREFIX + "Position-v1", "test").places.table
+    x, y = table[..., 0], table[..., 1]
+    on_edge = ((x + 0.265).abs() < 1e-6) | ((x + 0.055).abs() < 1e-6) | ((y.abs() - 0.105).abs() < 1e-6)
+    assert len(table) == 628 and on_edge.all()
+
+
+def test_a_second_body_is_never_the_first_and_every_pair_occurs():
+    for name, obj_set, first, second in (
+        ("MultiCarrot-v1", "train", "object", "other_object"),
+        ("MultiCarrot-v1", "test", "object", "other_object"),
+        ("MultiPlate-v1", "train", "receptacle", "other_receptacle"),
+        ("MultiPlate-v1", "test", "receptacle", "other_receptacle"),
+    ):
+        setup = find_setup(PREFIX + name, obj_set)
+        grid = torch.cartesian_prod(torch.arange(setup.radix[first]), torch.arange(setup.radix[second]))
+        grid = grid.reshape(-1, 2)
+        spec = decode(setup, encode(setup, {first: grid[:, 0], second: grid[:, 1]}))
+        pairs = torch.stack([getattr(spec, first), getattr(spec, second)], 1)
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+        assert len(pairs.unique(dim=0)) == setup.radix[first] * setup.radix[second]
+        apart = (setup.places.table[:, 2] - setup.places.table[:, 0]).norm(dim=1)
+        assert apart.min() > (0.15 if second == "other_object" else 0.07)
+
+
+def test_the_authors_code_puts_an_eighth_of_unseen_objects_beside_themselves():
+    setup = find_setup(PREFIX + "MultiCarrot-v1", "test", "paper")
+    grid = torch.cartesian_prod(torch.arange(9), torch.arange(8))
+    spec = decode(setup, encode(setup, {"object": grid[:, 0], "other_object": grid[:, 1]}))
+    assert (spec.object == spec.other_object).float().mean().item() == 1 / 8
+
+
+def test_protocols_differ_in_tables_and_yaws():
+    for protocol, tables, yaw in (("v2", 16, 0.0), ("paper", 21, -math.pi / 8)):
+        assert len(find_setup(PREFIX + "MultiPlate-v1", "test", protocol).tables) == tables
+        assert find_setup(PREFIX + "Position-v1", "test", protocol).yaws[0] == yaw
+
+
+def test_arm_offsets():
+    assert len(ARM_OFFSETS) == 14_375
+    setup = find_setup(PREFIX + "EEPose-v1", "test")
+    spec = decode(setup, encode(setup, {"arm_offset": torch.tensor([0, 14_374])}))
+    torch.testing.assert_close(spec.arm_offset[0], torch.tensor([-0.15, -0.15, -0.08, -0.15, -0.15, -0.6]))
+    torch.testing.assert_close(spec.arm_offset[1], torch.tensor([0.15, 0.15, 0.08, 0.15, 0.15, 0.6]))
+    assert (torch.tensor(ARM_OFFSETS)[:, 1:3].sum(1).abs() <= 0.25 + 1e-6).all()
+
+
+def test_the_papers_sample_is_three_times_64_uniform_draws():
+    name = PREFIX + "Carrot-v1"
+    sample = held_out(name, "test", "paper")
+    assert len(sample) == 192 and torch.equal(sample, held_out(name, "test", "paper"))
+    first = torch.randint(451_584, (64,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sample[:64], first)
 
 
 def test_unknown_names_are_user_errors():
@@ -92,7 +199,11 @@ def test_unknown_names_are_user_errors():
         find_setup("Nope", "train")
     with pytest.raises(UserError, match="few, train, test, all"):
         find_setup(MAIN, "training")
+    with pytest.raises(UserError, match="v2, paper"):
+        find_setup(MAIN, "train", "v1")
 
 
 def test_instruction():
-    assert instruction("carrot", "plate") == "put carrot on plate"
+    assert instruction(0, "carrot", "plate") == "put carrot on plate"
+    assert instruction(13, "carrot", "plate") == "Move carrot so it’s on plate."
+    assert len(TEMPLATES) == len(set(TEMPLATES)) == 17

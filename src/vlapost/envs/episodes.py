@@ -126,17 +126,22 @@ def make_held_out(setup: Setup) -> Tensor:
     """The list that was committed: balanced so that a prefix of 200 or more is close to balanced too.
 
     Objects come in permutations of all objects, places in permutations of all choices. Every other digit is each time
-    the value that this object has met least often, and of those the one that occurred least often at all.
+    the value that this object has met least often, and of those the one that occurred least often at all; a yaw that
+    would make an episode come twice is passed over.
     """
     rng = np.random.default_rng(HELD_OUT_SEED)
     first = ("receptacle", "table", "yaw")  # drawn in this order before there were others
     later = (name for name, base in setup.radix.items() if base > 1 and name not in (*first, "object", "place"))
     met = {name: np.zeros((len(setup.objects), setup.radix[name]), dtype=int) for name in (*first, *later)}
-    rows = []
+    rows: list[dict[str, int]] = []
+    seen = set()
     for object_, place in zip(_permutations(rng, setup.radix["object"]), _permutations(rng, setup.radix["place"])):
         row = {"object": object_, "place": place}
         for name, counts in met.items():
             order = np.lexsort((rng.random(counts.shape[1]), counts.sum(axis=0), counts[object_]))
+            if name == "yaw":
+                order = [value for value in order if (*row.values(), value) not in seen]
+                seen.add((*row.values(), order[0]))
             counts[object_, order[0]] += 1
             row[name] = order[0]
         rows.append(row)
