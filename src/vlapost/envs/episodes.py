@@ -74,7 +74,7 @@ def decode(setup: Setup, ids: Tensor) -> EpisodeSpec:
 
 
 def _other(pool: range, chosen: Tensor, others: range, digit: Tensor) -> Tensor:
-    """Index of the second body: `digit` places after the `chosen` one of the same pool, or the `digit`-th of another."""
+    """Index of the second body: `digit` + 1 places after the `chosen` one of the same pool, or that of another pool."""
     if not others:
         return torch.full_like(digit, NONE)
     if others == pool:

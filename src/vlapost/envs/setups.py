@@ -236,7 +236,9 @@ def declare(protocol: str) -> dict[str, dict[str, Setup]]:
     # pretraining, with the assets "world": every body and table is drawn at random
     declared["PutOnReceptacleInWorld-v1"] = {
         "train": Setup(
-            *(range(WORLD[name]) for name in ("objects", "receptacles", "tables")),
+            objects=range(WORLD["objects"]),
+            receptacles=range(WORLD["receptacles"]),
+            tables=range(WORLD["tables"]),
             places=replace(PAIRS, points=(FINE_SQUARE, FINE_SQUARE), spacing=0.01),
             yaws=tuple(i * math.pi / 8 for i in range(8)),
         )

@@ -35,7 +35,7 @@ def random_crop(rng: np.random.Generator, height: int, width: int) -> Box:
 
 
 def layer(texture: Tensor, crop: Box, box: Box) -> Tensor:
-    """`[H, W, 3]` float32: the crop of a texture `[H, W, 3]` uint8, resized to a box that may reach out of the picture."""
+    """`[H, W, 3]` float32: a crop of a texture `[H, W, 3]` uint8, resized to a box that may end outside the picture."""
     top, left, height, width = crop
     shown = _resize(texture[top : top + height, left : left + width], box[2], box[3])
     top, left, height, width = box
