@@ -406,7 +406,7 @@ def test_grasping_the_wrong_object_does_not_count():
     digits = {"object": BOTTLE, "other_object": 12, "place": 700, "yaw": 1}  # 13 places after the bottle: the carrot
     env.reset(encode(setup, {name: torch.tensor([digit]) for name, digit in digits.items()}))
     scene = env.scenes[0]
-    assert scene.get_language_instruction() == ["put plastic bottle on plate"] and scene.bodies[0][2] == CARROT
+    assert scene.get_language_instruction() == ["put plastic bottle on plate"] and scene.chosen[0][2] == CARROT
     scene.object, scene.other = scene.other, scene.object  # for the script alone
     truth = env.ground_truth()
     scene.object, scene.other = scene.other, scene.object

@@ -6,7 +6,8 @@ import torch
 from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
 from vlapost.envs.episodes import decode, draw, encode, held_out, instruction, make_held_out
-from vlapost.envs.setups import ARM_OFFSETS, RING, SQUARE, TEMPLATES, Places, declare, find_setup
+from vlapost.envs.places import RING, SQUARE, Places
+from vlapost.envs.setups import ARM_OFFSETS, TEMPLATES, declare, find_setup
 
 PREFIX = "PutOnPlateInScene25"
 MAIN = PREFIX + "Main-v3"

@@ -1,6 +1,7 @@
 """Evaluation: counting, intervals, padding, noise, resuming. The policy and the scenes here are arithmetic."""
 
 import json
+import math
 import multiprocessing as mp
 import os
 import signal
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from vlapost import config
 from vlapost.config import Config, UserError
-from vlapost.contracts import Metrics, Observation, PolicyEvaluation, PolicyOutput, Step
+from vlapost.contracts import Actor, Metrics, Observation, PolicyEvaluation, PolicyOutput, Step
 from vlapost.evaluation import log, parallel, summary
-from vlapost.evaluation.episodes import EpisodeNoise, EpisodeResult, run_episodes
+from vlapost.evaluation.actors import EpisodeNoise, FunctionActor, PolicyActor, RandomActor
+from vlapost.evaluation.episodes import EpisodeResult, position_and_turn, run_episodes
+from vlapost.evaluation.parallel import Job
 from vlapost.evaluation.video import write_video
 
 STEPS = 4
@@ -51,6 +54,9 @@ class CountingEnv:
         metrics = Metrics(self.ids == self.time, self.ids <= self.time, self.ids % 2 == 1, self.ids < 0)
         return Step(self._observe(), torch.full((self.num_envs,), 0.25), metrics, self.time == STEPS)
 
+    def gripper_pose(self) -> Tensor:
+        return torch.tensor([0.1, 0.2, 0.3, 1.0, 0.0, 0.0, 0.0]).expand(self.num_envs, 7)
+
     def close(self) -> None:
         pass
 
@@ -65,7 +71,9 @@ class NoisePolicy:
     def fixed_weights(self) -> nullcontext[None]:
         return nullcontext()
 
-    def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
+    def act(
+        self, observation: Observation, noise: Tensor | None, temperature: float = 1.0, top_k: int = 0
+    ) -> PolicyOutput:
         tokens = torch.zeros(len(observation), 7, dtype=torch.int64) if noise is None else noise.argmax(-1)
         return PolicyOutput(tokens, torch.zeros(len(observation)), torch.zeros(len(observation)))
 
@@ -82,6 +90,9 @@ class NoisePolicy:
         return action.long()
 
 
+GREEDY = PolicyActor(NoisePolicy(), 0.0, 0, 0)
+
+
 def result(episode: int, success: bool = True) -> EpisodeResult:
     return EpisodeResult(episode, f"put {episode} on plate", success, True, True, False, 3, 1.2)
 
@@ -90,7 +101,7 @@ def result(episode: int, success: bool = True) -> EpisodeResult:
 
 
 def test_metrics_are_those_of_the_last_step_and_padding_is_dropped() -> None:
-    results = run_episodes(NoisePolicy(), CountingEnv(2), [4, 2, 9], 0.0, seed=0)
+    results = run_episodes(GREEDY, CountingEnv(2), [4, 2, 9])
     assert [r.episode_id for r in results] == [4, 2, 9]
     assert [r.success_end for r in results] == [True, False, False]
     assert [r.success_once for r in results] == [True, True, False]
@@ -101,23 +112,47 @@ def test_metrics_are_those_of_the_last_step_and_padding_is_dropped() -> None:
 
 
 def test_the_first_episodes_are_filmed_from_reset_to_end() -> None:
-    results = run_episodes(NoisePolicy(), CountingEnv(2), [5, 6, 7, 8], 0.0, seed=0, record=3)
+    results = run_episodes(GREEDY, CountingEnv(2), [5, 6, 7, 8], record=3)
     assert [r.frames is not None for r in results] == [True, True, True, False]
     assert results[2].frames is not None and results[2].frames.shape == (STEPS + 1, 16, 16, 3)
     assert results[2].frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("actor", [PolicyActor(NoisePolicy(), 0.6, 0, seed=5), RandomActor(seed=5)])
 @pytest.mark.parametrize("groups", [[[11], [12], [13]], [[13, 11], [12, 12]], [[12, 13, 11]]])
-def test_sampling_does_not_depend_on_who_shares_the_batch(groups: list[list[int]]) -> None:
+def test_sampling_does_not_depend_on_who_shares_the_batch(groups: list[list[int]], actor: Actor) -> None:
     actions = {}
     for group in groups:
         env = CountingEnv(len(group))
-        run_episodes(NoisePolicy(), env, group, 0.6, seed=5)
+        run_episodes(actor, env, group)
         actions |= {episode: torch.stack(env.actions)[:, e] for e, episode in enumerate(group)}
     alone = CountingEnv(1)
-    run_episodes(NoisePolicy(), alone, [12], 0.6, seed=5)
+    run_episodes(actor, alone, [12])
     assert torch.equal(actions[12], torch.stack(alone.actions)[:, 0])
     assert not torch.equal(actions[12], actions[13])
+
+
+def test_a_function_can_act_and_every_step_is_kept() -> None:
+    env = CountingEnv(2)
+    first, second = run_episodes(FunctionActor(lambda o: torch.full((len(o), 7), 0.5)), env, [3, 9])
+    assert torch.stack(env.actions).unique().tolist() == [0.5]
+    assert first.steps == {"success": "0010", "grasp": "1111", "consecutive_grasp": "0000"}
+    assert second.steps["success"] == "0000"
+    assert first.gripper == [[0.1, 0.2, 0.3, 1.571]] * STEPS  # the y axis of an unturned body points along y
+
+
+def test_turn_about_z_by_hand() -> None:
+    half = math.pi / 12  # turned by 30 degrees about z
+    turned = position_and_turn(torch.tensor([[1.0, 2.0, 3.0, math.cos(half), 0.0, 0.0, math.sin(half)]]))
+    torch.testing.assert_close(turned, torch.tensor([[1.0, 2.0, 3.0, 2 * math.pi / 3]]))
+
+
+def test_random_actions_stay_within_their_limits() -> None:
+    actor = RandomActor(seed=0)
+    actor.start(CountingEnv(1), [5])
+    actions = torch.cat([actor.act(Observation(torch.zeros(1, 1, 1, 3), ("",))) for _ in range(200)])
+    assert actions[:, 0].abs().max() <= 0.03 and actions[:, 0].std() > 0.015
+    assert (actions[:, 6] > 0).float().mean() == pytest.approx(0.5, abs=0.15)
 
 
 def test_noise_is_gumbel_and_follows_the_seed() -> None:
@@ -151,7 +186,7 @@ def test_summary_counts_each_measure() -> None:
 
 def test_log_returns_what_was_appended_with_labels_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
-    log.append(path, [result(1), result(2)], {1: {"object": "carrot"}})
+    log.append(path, [result(1), result(2)], {1: {"object": "carrot", "seed": 3}})
     assert log.read(path) == {1: result(1), 2: result(2)}
     assert json.loads(path.read_text().splitlines()[0])["object"] == "carrot"
 
@@ -180,15 +215,19 @@ def settings(workers: int, num_envs: int = 2, videos: int = 0) -> Config:
     return config.load("base", [*sizes, "evaluation.temperature=0.6"])
 
 
-def build(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
-    return NoisePolicy(), CountingEnv(num_envs, Path(c.run))
+def actor(c: Config) -> PolicyActor:
+    return PolicyActor(NoisePolicy(), c.evaluation.temperature, 0, c.seed)
 
 
-def build_without_driver(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
+def build(c: Config, num_envs: int) -> CountingEnv:
+    return CountingEnv(num_envs, Path(c.run))
+
+
+def build_without_driver(c: Config, num_envs: int) -> CountingEnv:
     raise UserError("No driver; run make setup.")
 
 
-def build_and_die(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
+def build_and_die(c: Config, num_envs: int) -> CountingEnv:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
@@ -196,18 +235,32 @@ def build_and_die(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
 def test_finished_episodes_are_not_run_again(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     c = replace(settings(workers=2, videos=1), run=str(trace))
-    first = parallel.run_parallel(build, c, [4, 2, 9], tmp_path / "out", {})
+    (first,) = parallel.run_parallel(actor, build, [Job("few", c, [4, 2, 9], tmp_path / "out")])
     assert [r.episode_id for r in first] == [4, 2, 9]
-    assert [p.name for p in (tmp_path / "out" / "videos").iterdir()] == ["0000004-success.mp4"]
+    written = {p.name for p in (tmp_path / "out" / "videos").iterdir()}
+    assert written == {"few-0000004-success.mp4", "few-0000004-success.png"}
+    assert [r.video for r in first] == ["videos/few-0000004-success.mp4", None, None]
     trace.write_text("")
-    again = parallel.run_parallel(build, c, [4, 2, 9, 7], tmp_path / "out", {})
+    (again,) = parallel.run_parallel(actor, build, [Job("few", c, [4, 2, 9, 7], tmp_path / "out")])
     assert trace.read_text().split() == ["7"]
     assert again[:3] == first and again[3].episode_id == 7
 
 
 def run_ids(workers: int, num_envs: int, ids: Sequence[int], out: Path) -> list[EpisodeResult]:
     c = replace(settings(workers, num_envs), run=str(out.with_suffix(".trace")))
-    return parallel.run_parallel(build, c, ids, out, {})
+    return parallel.run_parallel(actor, build, [Job("few", c, ids, out)])[0]
+
+
+def test_several_environments_share_the_processes(tmp_path: Path) -> None:
+    traces = [tmp_path / "a", tmp_path / "b"]
+    jobs = [
+        Job(trace.name, replace(settings(2), run=str(trace)), ids, tmp_path / f"out-{trace.name}")
+        for trace, ids in zip(traces, ([1, 2, 3], [7, 8]))
+    ]
+    found = parallel.run_parallel(actor, build, jobs)
+    assert [[r.episode_id for r in results] for results in found] == [[1, 2, 3], [7, 8]]
+    assert {*traces[0].read_text().split()} == {"1", "2", "3"} and {*traces[1].read_text().split()} == {"7", "8"}
+    assert parallel.run_parallel(actor, build, jobs) == found
 
 
 def test_results_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
@@ -217,12 +270,12 @@ def test_results_are_the_same_for_any_number_of_processes(tmp_path: Path) -> Non
 
 def test_a_workers_user_error_arrives_as_its_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No driver; run make setup"):
-        parallel.run_parallel(build_without_driver, settings(1), [1], tmp_path, {})
+        parallel.run_parallel(actor, build_without_driver, [Job("few", settings(1), [1], tmp_path)])
 
 
 def test_a_crashed_worker_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exit code -9"):
-        parallel.run_parallel(build_and_die, settings(1), [1], tmp_path, {})
+        parallel.run_parallel(actor, build_and_die, [Job("few", settings(1), [1], tmp_path)])
 
 
 def test_workers_leave_when_the_parent_is_killed(tmp_path: Path) -> None:
@@ -245,15 +298,15 @@ def test_workers_leave_when_the_parent_is_killed(tmp_path: Path) -> None:
 
 def _slow_parent(folder: Path) -> None:
     c = replace(settings(workers=1, num_envs=1), run=str(folder / "worker.pid"))
-    parallel.run_parallel(build_slow, c, list(range(10_000)), folder / "out", {})
+    parallel.run_parallel(actor, build_slow, [Job("few", c, list(range(10_000)), folder / "out")])
 
 
-def build_slow(c: Config, num_envs: int) -> tuple[NoisePolicy, CountingEnv]:
+def build_slow(c: Config, num_envs: int) -> CountingEnv:
     partial = Path(c.run + ".partial")
     partial.write_text(str(os.getpid()))
     partial.rename(c.run)
     time.sleep(1)
-    return NoisePolicy(), CountingEnv(num_envs)
+    return CountingEnv(num_envs)
 
 
 def test_interrupting_keeps_what_is_finished_and_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,18 @@ MAY_IMPORT = {
     "evaluation": {"config", "contracts", "cli", "disk"},
     "callbacks": {"config", "contracts", "cli", "evaluation"},
 }
-JOIN_EVERYTHING = {"__init__", "build", "train", "pretrain", "recipe", "curve", "evaluate", "collect_demos", "doctor"}
+JOIN_EVERYTHING = {
+    "__init__",
+    "build",
+    "train",
+    "pretrain",
+    "recipe",
+    "curve",
+    "evaluate",
+    "generalization",
+    "collect_demos",
+    "doctor",
+}
 
 
 def part(path: Path) -> str:

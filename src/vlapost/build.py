@@ -12,10 +12,11 @@ from vlapost.algorithms.base import PolicyModule
 from vlapost.algorithms.ppo import PPO
 from vlapost.algorithms.sft import SFT
 from vlapost.config import ROOT, Config, UserError
-from vlapost.contracts import DemoBatch, Observation, VectorEnv
+from vlapost.contracts import Actor, DemoBatch, Observation, VectorEnv
 from vlapost.envs import episodes
 from vlapost.envs.setups import find_setup
 from vlapost.envs.vector import make_env
+from vlapost.evaluation.actors import PolicyActor, RandomActor
 from vlapost.evaluation.episodes import run_episodes
 from vlapost.evaluation.summary import METRICS
 from vlapost.experience.augment import augment
@@ -31,6 +32,19 @@ def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
     dtype = torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
     located = replace(p, checkpoint=str(ROOT / p.checkpoint), adapter=str(ROOT / p.adapter) if p.adapter else "")
     return load_policy(located, device, dtype)
+
+
+def build_actor(config: Config) -> Actor:
+    """Who acts in an evaluation, as `evaluation.actor` says."""
+    e = config.evaluation
+    if e.actor == "random":
+        return RandomActor(config.seed)
+    if e.actor == "planner":
+        from vlapost.planner.actor import PlannerActor
+
+        return PlannerActor()
+    device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return PolicyActor(build_policy(config, device), e.temperature, e.top_k, config.seed)
 
 
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:
@@ -105,9 +119,10 @@ class PlaceOnPlate:
 
     def evaluate(self, env: VectorEnv, ids: list[int], record: int) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
         """Run `ids`, `env.num_envs` at a time."""
-        temperature = self.config.evaluation.temperature
+        e = self.config.evaluation
+        actor = PolicyActor(self.policy, e.temperature, e.top_k, self.config.seed)
         for start in range(0, len(ids), env.num_envs):
             group = ids[start : start + env.num_envs]
-            results = run_episodes(self.policy, env, group, temperature, self.config.seed, max(0, record - start))
+            results = run_episodes(actor, env, group, max(0, record - start))
             metrics = {name: torch.tensor([getattr(r, name) for r in results]) for name in METRICS}
             yield metrics, [torch.from_numpy(r.frames) for r in results if r.frames is not None]

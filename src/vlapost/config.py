@@ -132,12 +132,22 @@ class TrainerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """The fixed held-out episodes."""
+    """Who acts on the fixed held-out episodes, and how."""
 
+    actor: str
     episodes: int
     workers: int
     temperature: float
+    top_k: int
     videos: int
+
+
+@dataclass
+class GeneralizationConfig:
+    """The setups of the benchmark."""
+
+    setups: list[str]
+    seeds: int
 
 
 @dataclass
@@ -162,6 +172,7 @@ class Config:
     optim: OptimConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    generalization: GeneralizationConfig
     grounding: GroundingConfig
 
 
@@ -241,7 +252,7 @@ def _check_key(key: str, where: str) -> None:
 AT_LEAST_ONE = (
     "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers", "demos.shard_episodes",
     "experience.demo_steps", "experience.rounds", "experience.passes", "optim.batch_size", "optim.accumulate",
-    "trainer.iterations", "evaluation.episodes", "evaluation.workers",
+    "trainer.iterations", "evaluation.episodes", "evaluation.workers", "generalization.seeds",
 )  # fmt: skip
 
 
@@ -251,6 +262,13 @@ def _check_values(config: Config) -> None:
         section, name = key.split(".")
         if getattr(getattr(config, section), name) < 1:
             raise UserError(f"{key} is {getattr(getattr(config, section), name)}; it must be 1 or more.")
+    if (e := config.evaluation).actor not in ("policy", "planner", "random"):
+        raise UserError(f"evaluation.actor is '{e.actor}'; it must be policy, planner or random.")
+    if min(e.videos, e.temperature) < 0:
+        key = "videos" if e.videos < 0 else "temperature"
+        raise UserError(f"evaluation.{key} is {getattr(e, key)}; it must be 0 or more.")
+    if not 0 <= e.top_k <= 256:
+        raise UserError(f"evaluation.top_k is {e.top_k}; it must be between 0 and 256, the number of action bins.")
     if config.experience.temperature <= 0:
         raise UserError(f"experience.temperature is {config.experience.temperature}; it must be above 0.")
     if config.algorithm.name not in ("sft", "ppo", "pretrain"):

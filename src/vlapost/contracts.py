@@ -12,6 +12,7 @@ Every batch is a frozen dataclass with its own `.to(device)`: Lightning moves ba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -215,7 +216,9 @@ class Policy(Protocol):
     def see(self, observation: Observation) -> Observation:
         """The observation with its patch features where the image encoder is frozen; else as it is."""
 
-    def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
+    def act(
+        self, observation: Observation, noise: Tensor | None, temperature: float = 1.0, top_k: int = 0
+    ) -> PolicyOutput:
         """Choose actions. `noise` is Gumbel noise `[B, A, V]` (the caller owns the random numbers); None is greedy."""
 
     def evaluate(self, observation: Observation, action_tokens: Tensor, temperature: float = 1.0) -> PolicyEvaluation:
@@ -242,5 +245,21 @@ class VectorEnv(Protocol):
     def step(self, action: Tensor) -> Step:
         """Apply `[E, A]` float32 actions: metres and radians in the robot base frame, gripper +1 open / -1 closed."""
 
+    def gripper_pose(self) -> Tensor:
+        """Pose `[E, 7]` of the gripper in the robot base frame: metres, quaternion w, x, y, z."""
+
     def close(self) -> None:
         """Free simulator and renderer."""
+
+
+class Actor(Protocol):
+    """Whatever acts in an evaluation: a checkpoint, the planner, chance, a function of yours."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Entered for a number of episodes in which the actor does not change."""
+
+    def start(self, env: VectorEnv, episode_ids: Sequence[int]) -> None:
+        """`env` has been reset to these episodes."""
+
+    def act(self, observation: Observation) -> Tensor:
+        """Actions `[E, A]` as `VectorEnv.step` takes them."""

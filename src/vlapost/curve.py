@@ -17,8 +17,9 @@ from typing import Any
 
 from vlapost import cli, config, evaluate
 from vlapost.config import ROOT, Config, UserError
+from vlapost.evaluation.charts import pyplot, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, save_figure, split_words, training
+from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, split_words, training
 from vlapost.train import claim, processes
 
 STEPS = 400_000
@@ -113,10 +114,6 @@ def evaluation(base: Config, folder: Path, label: str, set_: str, adapter: Path)
 
 def draw(folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, int], lines: list[int]) -> None:
     """Write curve.json and curve.png: success over environment steps, SFT as horizontal lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     def scores(label: str, set_: str) -> dict[str, Any]:
         found = json.loads(report(folder, label, set_).read_text())
@@ -125,7 +122,7 @@ def draw(folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, i
     curve = {s: {steps: scores(f"{algorithm}-{n:05d}", s) for steps, n in points.items()} for s in sets}
     sft = {s: {n: curve[s][0] if n not in MORE else scores(f"sft-{n}", s) for n in lines} for s in sets}
     write_json(folder / "curve.json", {"rl": curve, "sft": sft})
-    figure, axes = plt.subplots(1, len(sets), figsize=(11, 4), sharey=True)
+    figure, axes = pyplot().subplots(1, len(sets), figsize=(11, 4), sharey=True)
     for axis, (set_, title) in zip(axes, sets.items()):
         values = [curve[set_][steps]["success_end"] for steps in points]
         axis.plot(list(points), [v["mean"] for v in values], color="tab:green", marker="o", label=algorithm.upper())

@@ -10,6 +10,7 @@ adapter comes from. The same command continues where it was stopped; more `evalu
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +22,22 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.disk import write_text
 
 if TYPE_CHECKING:
-    from vlapost.contracts import Policy, VectorEnv
+    from torch import Tensor
+
+    from vlapost.assets.pack import Model, Table
+    from vlapost.contracts import Actor, VectorEnv
+    from vlapost.evaluation.parallel import Job
 
 
 def run(words: list[str]) -> None:
     """Evaluate and print the table."""
     c = config.load(*cli.parse(words, "base"))
-    _check(c)
     out = folder(c)
     report = evaluate(c, out)
     from vlapost.evaluation import summary
 
-    cli.console.print(summary.table(report, f"{c.env.id}, {c.env.obj_set} objects, {report['decoding']}"))
+    how = report.get("decoding", c.evaluation.actor)
+    cli.console.print(summary.table(report, f"{c.env.id}, {c.env.obj_set} objects, {how}"))
     cli.console.print(f"Episodes, report and videos: {out}", soft_wrap=True)
 
 
@@ -46,41 +51,67 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
     Raises:
         UserError: no such checkpoint, or more episodes than are held out.
     """
-    _check(c)
-    from vlapost.envs.episodes import held_out
     from vlapost.evaluation import summary
     from vlapost.evaluation.parallel import run_parallel
 
-    known = held_out(c.env.id, c.env.obj_set, c.env.protocol).tolist()
-    if c.evaluation.episodes > len(known):
-        raise UserError(f"evaluation.episodes is {c.evaluation.episodes}; only {len(known)} episodes are held out.")
-    ids = known[: c.evaluation.episodes]
-    labels = _labels(c, ids)
-    _claim(c, out)
-    results = run_parallel(_build, c, ids, out, labels)
-    objects = sorted({labels[episode]["object"] for episode in ids})
+    job = job_of(c, out, c.env.obj_set)
+    (results,) = run_parallel(build_actor, build_env, [job])
+    labels = job.labels
+    objects = sorted({str(label["object"]) for label in labels.values()})
     report = {
         **summary.summarise(results),
         "by_object": {
             name: summary.rate(r.success_end for r in results if labels[r.episode_id]["object"] == name)
             for name in objects
         },
-        "decoding": _decoding(c),
-        "seed": c.seed,
-        "checkpoint": {"base": c.policy.checkpoint, "adapter": c.policy.adapter, "sha256": fingerprint(c)},
-        "config": OmegaConf.to_container(OmegaConf.structured(c)),
+        **identify(c),
     }
     summary.write_json(out / "report.json", report)
     return report
 
 
+def job_of(c: Config, out: Path, name: str) -> Job:
+    """The first `evaluation.episodes` held-out episodes of `c.env`; `out` is claimed for them."""
+    from vlapost.envs.episodes import held_out
+    from vlapost.evaluation.parallel import Job
+
+    known = held_out(c.env.id, c.env.obj_set, c.env.protocol).tolist()
+    if c.evaluation.episodes > len(known):
+        raise UserError(f"evaluation.episodes is {c.evaluation.episodes}; only {len(known)} episodes are held out.")
+    if c.evaluation.actor == "planner" and c.env.backend != "cpu":
+        raise UserError("evaluation.actor is 'planner', which plans in scenes on the CPU; set env.backend=cpu.")
+    ids = known[: c.evaluation.episodes]
+    labels = labels_of(c, ids, name)
+    _claim(c, out)
+    return Job(name, c, ids, out, labels)
+
+
+def identify(c: Config) -> dict[str, Any]:
+    """What stands in every report: who acted, how, and all settings."""
+    report: dict[str, Any] = {"actor": c.evaluation.actor, "protocol": c.env.protocol, "seed": c.seed}
+    if c.evaluation.actor == "policy":
+        report["decoding"] = decoding(c)
+        report["checkpoint"] = {"base": c.policy.checkpoint, "adapter": c.policy.adapter, "sha256": fingerprint(c)}
+    return report | {"config": OmegaConf.to_container(OmegaConf.structured(c))}
+
+
 def folder(c: Config) -> Path:
     """Where the results belong: equal for two commands exactly if their episodes may be counted together."""
-    decoding = "greedy" if c.evaluation.temperature == 0 else f"t{c.evaluation.temperature:g}"
-    logs = ROOT / "lightning_logs"
-    adapter = ROOT / c.policy.adapter
-    run_name = adapter.relative_to(logs).parts[0] if c.policy.adapter and adapter.is_relative_to(logs) else c.run
-    return logs / run_name / "evaluation" / f"{c.env.id}-{c.env.obj_set}-{decoding}-seed{c.seed}-{_identity(c)}"
+    return run_folder(c) / "evaluation" / f"{c.env.id}-{c.env.obj_set}-{short(c)}-seed{c.seed}-{identity(c)}"
+
+
+def run_folder(c: Config) -> Path:
+    """The folder of the run that the adapter comes from, or else of this run."""
+    logs, adapter = ROOT / "lightning_logs", ROOT / c.policy.adapter
+    return logs / (adapter.relative_to(logs).parts[0] if c.policy.adapter and adapter.is_relative_to(logs) else c.run)
+
+
+def short(c: Config) -> str:
+    """Who acts and how, for the name of a folder."""
+    e = c.evaluation
+    if e.actor != "policy":
+        return e.actor
+    return "greedy" if e.temperature == 0 else f"t{e.temperature:g}" + (f"-k{e.top_k}" if e.top_k else "")
 
 
 def fingerprint(c: Config) -> str:
@@ -104,44 +135,35 @@ def fingerprint(c: Config) -> str:
     return digest.hexdigest()
 
 
-def _identity(c: Config) -> str:
+def identity(c: Config) -> str:
     """Short digest of all that decides an episode: not how many there are, by how many processes, filmed or not."""
     from vlapost.assets.pack import edition
 
     env = OmegaConf.to_yaml(OmegaConf.structured(replace(c.env, num_envs=0, assets=edition(c.env.assets))))
-    decisive = f"{env} {c.policy.unnorm_key} {c.evaluation.temperature} {c.seed} {c.trainer.precision} {fingerprint(c)}"
+    actor = f"{c.policy.unnorm_key} {c.trainer.precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else ""
+    decisive = f"{env} {short(c)} {c.seed} {actor}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
 
 def _claim(c: Config, out: Path) -> None:
     """Never count episodes of different policies or settings together."""
     mark = out / "identity"
-    identity = _identity(c)
+    expected = identity(c)
     if not mark.is_file():
-        write_text(mark, identity)
-    if mark.read_text() != identity:
+        write_text(mark, expected)
+    if mark.read_text() != expected:
         raise UserError(f"{out} holds episodes of another policy or other settings; delete that folder to start anew.")
 
 
-def _check(c: Config) -> None:
+def decoding(c: Config) -> str:
+    """How a policy's actions are chosen, in words."""
     e = c.evaluation
-    for key, value, least in (
-        ("episodes", e.episodes, 1),
-        ("workers", e.workers, 1),
-        ("videos", e.videos, 0),
-        ("temperature", e.temperature, 0),
-    ):
-        if value < least:
-            raise UserError(f"evaluation.{key} is {value}; it must be {least} or more.")
+    bins = f"the {e.top_k} likeliest" if e.top_k else "all 256"
+    return "greedy" if e.temperature == 0 else f"sampled at temperature {e.temperature:g} from {bins} bins"
 
 
-def _decoding(c: Config) -> str:
-    t = c.evaluation.temperature
-    return "greedy" if t == 0 else f"sampled at temperature {t:g} from all 256 bins"
-
-
-def _labels(c: Config, ids: list[int]) -> dict[int, dict[str, str]]:
-    """Names of object, receptacle and table of each episode."""
+def labels_of(c: Config, ids: list[int], name: str) -> dict[int, dict[str, str | int]]:
+    """What is drawn in each episode."""
     import torch
 
     from vlapost.assets.pack import open_pack
@@ -150,24 +172,33 @@ def _labels(c: Config, ids: list[int]) -> dict[int, dict[str, str]]:
 
     pack = open_pack(c.env.assets)
     spec = decode(find_setup(c.env.id, c.env.obj_set, c.env.protocol), torch.tensor(ids))
+    drawn: dict[str, tuple[Sequence[Model | Table], Tensor]] = {
+        "object": (pack.objects, spec.object),
+        "receptacle": (pack.receptacles, spec.receptacle),
+        "table": (pack.tables, spec.table),
+        "other_object": (pack.objects, spec.other_object),
+        "other_receptacle": (pack.receptacles, spec.other_receptacle),
+        "texture": (pack.tables, spec.texture),
+    }
+    common: dict[str, str | int] = {"setup": name, "seed": c.seed}
     return {
-        episode: {
-            "object": pack.objects[int(spec.object[i])].id,
-            "receptacle": pack.receptacles[int(spec.receptacle[i])].id,
-            "table": pack.tables[int(spec.table[i])].id,
-        }
+        episode: common | {key: pool[int(index[i])].id for key, (pool, index) in drawn.items() if int(index[i]) >= 0}
         for i, episode in enumerate(ids)
     }
 
 
-def _build(c: Config, num_envs: int) -> tuple[Policy, VectorEnv]:
-    import torch
+def build_actor(c: Config) -> Actor:
+    """In an evaluating process: who acts."""
+    from vlapost.build import build_actor
 
-    from vlapost.build import build_policy
+    return build_actor(c)
+
+
+def build_env(c: Config, num_envs: int) -> VectorEnv:
+    """In an evaluating process: the scenes."""
     from vlapost.envs.vector import make_env
 
-    device = "cuda" if c.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    return build_policy(c, device), make_env(c.env, num_envs)
+    return make_env(c.env, num_envs)
 
 
 if __name__ == "__main__":

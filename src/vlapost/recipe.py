@@ -25,6 +25,7 @@ from rich.table import Table
 
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
+from vlapost.evaluation.charts import pyplot, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.train import claim
 
@@ -186,12 +187,7 @@ def rollout_curve(folder: Path) -> dict[str, list[float]]:
 
 def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> None:
     """Sampled success and grasp of the training rollouts over environment steps; held-out scores as points."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure, axis = pyplot().subplots(figsize=(7, 4))
     steps = curve["rollout/env_steps"]
     for metric, colour in zip(METRICS, ("tab:green", "tab:olive", "tab:blue", "tab:purple")):
         values = curve[f"rollout/{metric}"]
@@ -207,17 +203,6 @@ def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> 
     axis.legend(loc="upper left", fontsize=8, title="lines: training rollouts (mean of 5)\npoints: held out, 95 %")
     axis.grid(alpha=0.3)
     save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure; the file appears under its name when it is complete."""
-    import matplotlib.pyplot as plt
-
-    figure.tight_layout()
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.rename(path)
 
 
 if __name__ == "__main__":

@@ -9,39 +9,33 @@ z up, table top at 0.8695 m.
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import sapien
-import sapien.physx as physx
 import torch
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.scene import ManiSkillScene
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils import sapien_utils
 from mani_skill.utils.registration import register_env
-from mani_skill.utils.structs import Actor, Pose
+from mani_skill.utils.structs import Actor
 from mani_skill.utils.structs.types import SimConfig
 from torch import Tensor
 
-from vlapost.assets.pack import Model, open_pack
+from vlapost.assets.pack import open_pack
 from vlapost.config import UserError
 from vlapost.drivers import RENDER_BACKEND
-from vlapost.envs import overlay, rules, textures
+from vlapost.envs import bodies, overlay, rules, textures
 from vlapost.envs.camera import CAMERA, CAMERA_SIZE, camera_config
 from vlapost.envs.episodes import EpisodeSpec, decode, instruction
+from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
 from vlapost.envs.robot import ARM_JOINTS, BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
-from vlapost.envs.setups import OBJECT, RECEPTACLE, THIRD, Blend, declare, find_setup
+from vlapost.envs.setups import Blend, declare, find_setup
 
 MAX_STEPS = 80
 CONTROL_FREQ = 5  # actions per second
-TABLE_TOP = 0.8695  # metres
-TABLE_HALF_SIZE = (0.6, 0.6, 0.05)
-TABLE_CENTRE = (-0.15, 0.0)
 REPOSITION_HEIGHT = 1.0  # from which the object falls when it is put elsewhere during an episode, metres
 SETTLE_STEPS, LONG_SETTLE_STEPS = 50, 600  # physics steps at 500 Hz: 0.1 s, and 1.2 s more where something moves
-MAX_LINEAR, MAX_ANGULAR = 1e-3, 1e-2  # m/s, rad/s: slower bodies are at rest
 
 
 class PutOnPlateScene(BaseEnv):
@@ -72,7 +66,7 @@ class PutOnPlateScene(BaseEnv):
         self.env_id, self.obj_set, self.protocol, self.shader = env_id, obj_set, protocol, shader
         self.pack = open_pack(assets)
         self.image_size = (image_size[0], image_size[1])
-        self.bodies: list[tuple[int, int, int, int]] = []
+        self.chosen: list[tuple[int, int, int, int]] = []
         self.draws = torch.Generator()  # of episodes that nobody names
         sim_config = SimConfig(sim_freq=sim_freq, control_freq=CONTROL_FREQ, spacing=20)
         super().__init__(num_envs=num_envs, sim_config=sim_config, render_backend=render_backend, **kwargs)
@@ -85,39 +79,15 @@ class PutOnPlateScene(BaseEnv):
     def _load_scene(self, options: dict) -> None:
         for robot in self.agent.robot._objs:
             sapien_utils.set_articulation_render_material(robot, specular=0.9, roughness=0.3)
-        table = self.scene.create_actor_builder()
-        if self.setup.paper:
-            table.add_nonconvex_collision_from_file(str(files(__package__) / "stage.obj"))
-            table.initial_pose = sapien.Pose([0, 0, TABLE_TOP - TABLE_HALF_SIZE[2]])
-        else:
-            table.add_box_collision(half_size=TABLE_HALF_SIZE)
-            table.initial_pose = sapien.Pose([*TABLE_CENTRE, TABLE_TOP - TABLE_HALF_SIZE[2]])
-        table.build_static("table")
+        bodies.build_table(self.scene, mesh=self.setup.paper)
         objects, receptacles = self.pack.objects, self.pack.receptacles
-        self.object = self._build("object", [objects[o] for o, _, _, _ in self.bodies])
-        self.receptacle = self._build("receptacle", [receptacles[r] for _, r, _, _ in self.bodies])
+        self.object = bodies.build(self.scene, "object", [objects[o] for o, _, _, _ in self.chosen])
+        self.receptacle = bodies.build(self.scene, "receptacle", [receptacles[r] for _, r, _, _ in self.chosen])
         self.other: Actor | None = None
         if self.setup.other_objects:
-            self.other = self._build("other object", [objects[o] for _, _, o, _ in self.bodies])
+            self.other = bodies.build(self.scene, "other object", [objects[o] for _, _, o, _ in self.chosen])
         elif self.setup.other_receptacles:
-            self.other = self._build("other receptacle", [receptacles[r] for _, _, _, r in self.bodies])
-
-    def _build(self, name: str, models: list[Model]) -> Actor:
-        material = physx.PhysxMaterial(static_friction=1.0, dynamic_friction=1.0, restitution=0.0)
-        actors = []
-        for scene, model in enumerate(models):
-            builder = self.scene.create_actor_builder()
-            builder.add_multiple_convex_collisions_from_file(
-                str(model.collision), material=material, density=model.density
-            )
-            builder.add_visual_from_file(str(model.visual))
-            builder.set_scene_idxs([scene])
-            builder.initial_pose = sapien.Pose([0.0, 0.0, 2.0])
-            actors.append(builder.build(f"{name}-{scene}"))
-            self.scene.remove_from_state_dict_registry(actors[-1])
-        merged = Actor.merge(actors, name=name)
-        self.scene.add_to_state_dict_registry(merged)  # `get_state` has one entry per body, batched over scenes
-        return merged
+            self.other = bodies.build(self.scene, "other receptacle", [receptacles[r] for _, _, _, r in self.chosen])
 
     def _load_lighting(self, options: dict) -> None:
         self.scene.set_ambient_light([0.3, 0.3, 0.3])
@@ -160,10 +130,10 @@ class PutOnPlateScene(BaseEnv):
         self.episode_id = torch.as_tensor(ids).reshape(self.num_envs)
         self.spec: EpisodeSpec = decode(self.setup, self.episode_id.cpu())
         spec = self.spec
-        chosen = (spec.object, spec.receptacle, spec.other_object, spec.other_receptacle)
-        bodies = [tuple(row) for row in torch.stack(chosen, 1).tolist()]
-        options["reconfigure"] = bodies != self.bodies or not self._sim_device.is_cuda()
-        self.bodies = bodies
+        drawn = torch.stack([spec.object, spec.receptacle, spec.other_object, spec.other_receptacle], 1)
+        chosen = [tuple(row) for row in drawn.tolist()]
+        options["reconfigure"] = chosen != self.chosen or not self._sim_device.is_cuda()
+        self.chosen = chosen
         return super().reset(seed=seed, options=options)
 
     def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
@@ -180,23 +150,16 @@ class PutOnPlateScene(BaseEnv):
         qpos = torch.tensor([INITIAL_QPOS] * self.num_envs)
         qpos[:, : len(ARM_JOINTS)] += self.spec.arm_offset
         self.agent.reset(qpos.to(self.device))
-        self.object_half = self._half_extents(self.object, [self.pack.objects[o] for o, *_ in self.bodies])
-        self.receptacle_half = self._half_extents(
-            self.receptacle, [self.pack.receptacles[r] for _, r, *_ in self.bodies]
-        )
+        objects, receptacles = self.pack.objects, self.pack.receptacles
+        self.object_half = bodies.half_extents(self.object, [objects[o] for o, *_ in self.chosen])
+        self.receptacle_half = bodies.half_extents(self.receptacle, [receptacles[r] for _, r, *_ in self.chosen])
         self.progress = rules.start(self.num_envs, self.device)
         self.elapsed = 0  # control steps; ManiSkill's own counter stands still without its `step`
         self._prepare_overlay()
 
     def _place(self, actor: Actor, place: int, yaw: Tensor, height: float | None = None) -> None:
         """Put a body at one of the episode's places, turned about z and at rest."""
-        height = self.setup.places.heights[place] if height is None else height
-        position = torch.cat([self.spec.places[:, place], torch.full((self.num_envs, 1), height)], dim=1)
-        zero = torch.zeros_like(yaw)
-        quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], dim=1)
-        actor.set_pose(Pose.create_from_pq(position, quaternion, device=self.device))
-        actor.set_linear_velocity(torch.zeros(self.num_envs, 3, device=self.device))
-        actor.set_angular_velocity(torch.zeros(self.num_envs, 3, device=self.device))
+        bodies.put(actor, self.spec.places[:, place], height or self.setup.places.heights[place], yaw)
 
     def _settle(self) -> None:
         """Let the bodies fall; scenes that still move get longer, while those at rest are put back as they were.
@@ -204,7 +167,7 @@ class PutOnPlateScene(BaseEnv):
         With the protocol `paper` one moving scene gives all that are simulated together longer.
         """
         self._simulate(SETTLE_STEPS * self._sim_freq // 500)
-        moving = self._is_moving()
+        moving = bodies.are_moving(self._loose(), together=self.setup.paper)
         if not moving.any():
             return
         early = [(actor, actor.get_state().clone()) for actor in self._loose()]
@@ -215,21 +178,9 @@ class PutOnPlateScene(BaseEnv):
             self.scene._gpu_apply_all()
             self.scene._gpu_fetch_all()
 
-    def _is_moving(self) -> Tensor:
-        linear = torch.cat([body.linear_velocity for body in self._loose()], dim=1)
-        angular = torch.cat([body.angular_velocity for body in self._loose()], dim=1)
-        if self.setup.paper:
-            return ((linear.norm() > MAX_LINEAR) | (angular.norm() > MAX_ANGULAR)).expand(self.num_envs)
-        return (linear.norm(dim=1) > MAX_LINEAR) | (angular.norm(dim=1) > MAX_ANGULAR)
-
     def _loose(self) -> list[Actor]:
         """The bodies that can move."""
         return [self.object, self.receptacle] + ([self.other] if self.other is not None else [])
-
-    def _half_extents(self, actor: Actor, models: list[Model]) -> Tensor:
-        sizes = torch.tensor([np.subtract(model.bbox_max, model.bbox_min).tolist() for model in models])
-        rotation = actor.pose.to_transformation_matrix()[:, :3, :3]
-        return rules.half_extents(rotation, sizes.to(self.device))
 
     # ------------------------------------------------------------------ control step
 
@@ -322,24 +273,11 @@ class PutOnPlateScene(BaseEnv):
 
     def _blend(self, blend: Blend, image: Tensor, labels: Tensor) -> Tensor:
         """Texture over the picture, as the setup wants it; its crops depend on episode and control step alone."""
-        height, width = self.image_size
-        whole = (0, 0, height, width)
-        boxes = [textures.foreground_box(part) for part in labels]
-        images = [
-            overlay.table_picture(self.pack.tables[t].texture, height, width).to(self.device)
-            for t in self.spec.texture.tolist()
-        ]
-        if not self.setup.paper:
-            keys = [[id_, self.elapsed] for id_ in self.episode_id.tolist()]
-            crops = [textures.random_crop(np.random.default_rng(key), height, width) for key in keys]
-            targets = [whole] * self.num_envs if blend.everything else boxes
-            layers = [textures.layer(*given) for given in zip(images, crops, targets)]
-        elif blend.everything:
-            layers = [textures.doubled_layer(*given) for given in zip(images, boxes)]
-        else:
-            layers = [textures.layer(image, whole, box) for image, box in zip(images, textures.common_size(boxes))]
-        shown = torch.ones_like(labels, dtype=torch.bool) if blend.everything else labels != overlay.BACKGROUND
-        return textures.blend(image, torch.stack(layers), shown, blend.ratio)
+        pictures = [self.pack.tables[t].texture for t in self.spec.texture.tolist()]
+        pictures = [overlay.table_picture(path, *self.image_size).to(self.device) for path in pictures]
+        keys = None if self.setup.paper else [(id_, self.elapsed) for id_ in self.episode_id.tolist()]
+        layers, shown = textures.layers(pictures, labels, blend.everything, keys)
+        return textures.blend(image, layers, shown, blend.ratio)
 
     def get_obs(self, info: dict | None = None, unflattened: bool = False) -> dict:
         """ManiSkill's observation: the composited picture and its labels."""
@@ -353,7 +291,7 @@ class PutOnPlateScene(BaseEnv):
         objects, receptacles = self.pack.objects, self.pack.receptacles
         return [
             instruction(template, objects[o].name, receptacles[r].name)
-            for template, (o, r, _, _) in zip(self.spec.template.tolist(), self.bodies)
+            for template, (o, r, _, _) in zip(self.spec.template.tolist(), self.chosen)
         ]
 
 

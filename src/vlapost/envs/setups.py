@@ -11,72 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from vlapost.assets.pack import COUNTS, WORLD
 from vlapost.config import UserError
+from vlapost.envs.places import FINE_SQUARE, PAIRS, RING, WITH_OBJECT, WITH_RECEPTACLE, Places
 
 PROTOCOLS = ("v2", "paper")
-Point = tuple[int, int]
-
-GRID_ORIGIN = (-0.235, -0.075)  # world x, y of grid point (0, 0), metres
-GRID_SPACING = 0.03  # metres
-GRID_CENTRE, GRID_EDGE = (-0.16, 0.0), 0.15  # of the square of 6 x 6 points, metres
-SQUARE = tuple(product(range(6), range(6)))
-RING = tuple(point for point in product(range(-1, 7), range(-1, 7)) if point not in SQUARE)
-FINE_SQUARE = tuple(product(range(-1, 17), range(-1, 17)))  # in steps of 1 cm: the same square and 1 cm around it
-CLOSE, FAR = 0.070, 0.150  # metres, exclusive: two bodies keep that distance at least; an object from another one
-
-OBJECT, RECEPTACLE, THIRD = range(3)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the bodies fall from: the object, the receptacle and, in some setups, a third place.
-
-    points: grid points allowed for each of them, in steps of `spacing` metres. apart: pairs of them that keep a
-    distance (metres, exclusive). heights: of their origins, metres. exact: distances are compared in whole steps;
-    otherwise in binary fractions, where 20 of the 72 pairs of points that lie exactly `FAR` apart come out as further.
-    """
-
-    points: tuple[tuple[Point, ...], ...]
-    apart: tuple[tuple[int, int, float], ...]
-    heights: tuple[float, ...]
-    spacing: float = GRID_SPACING
-    exact: bool = True
-
-    @cached_property
-    def table(self) -> Tensor:
-        """`[P, n, 2]` float32: x and y of the n places of every admissible choice, world frame, metres."""
-        choice = np.stack(np.meshgrid(*(np.arange(len(points)) for points in self.points), indexing="ij"), -1)
-        choice = choice.reshape(-1, len(self.points))
-        steps = np.stack([np.array(points)[choice[:, i]] for i, points in enumerate(self.points)], 1)
-        metres = (steps / 5 - 0.5) * GRID_EDGE + np.array(GRID_CENTRE)
-        admissible = np.ones(len(steps), dtype=bool)
-        for one, other, limit in self.apart:
-            if self.exact:  # the limit squared is a whole number of squared steps where it should be one
-                distance, least = ((steps[:, one] - steps[:, other]) ** 2).sum(1), round((limit / self.spacing) ** 2, 6)
-            else:
-                distance, least = np.linalg.norm(metres[:, one] - metres[:, other], axis=1), limit
-            admissible &= distance > least
-        origin = torch.tensor(GRID_ORIGIN, dtype=torch.float64)
-        return (origin + self.spacing * torch.from_numpy(steps[admissible])).float()
-
-
-PAIRS = Places((SQUARE, SQUARE), ((OBJECT, RECEPTACLE, CLOSE),), (0.95, 0.95))
-# a second object, or where the object is put during the episode
-WITH_OBJECT = Places(
-    (SQUARE, SQUARE, SQUARE),
-    ((OBJECT, RECEPTACLE, CLOSE), (THIRD, RECEPTACLE, CLOSE), (OBJECT, THIRD, FAR)),
-    (0.95, 0.92, 1.0),
-)
-WITH_RECEPTACLE = Places(
-    (SQUARE, SQUARE, SQUARE),
-    ((OBJECT, RECEPTACLE, CLOSE), (THIRD, RECEPTACLE, FAR), (OBJECT, THIRD, CLOSE)),
-    (1.0, 0.92, 0.96),
-)
 
 QUARTERS = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 RING_YAWS = (-math.pi / 8, -3 * math.pi / 8, -5 * math.pi / 8, -7 * math.pi / 8)
@@ -174,6 +113,52 @@ ALL_OBJECTS, ALL_TABLES = range(COUNTS["objects"][0]), range(COUNTS["tables"][0]
 FEW_OBJECTS = range(4, 8)  # what the small policy learns in minutes
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """A setup that the study reports: what it is called there, to which group it belongs, and where it is declared."""
+
+    title: str
+    group: str
+    env_id: str
+    obj_set: str
+
+
+def _evaluated(group: str, *rows: tuple[str, str, str, str]) -> dict[str, Evaluated]:
+    return {key: Evaluated(title, group, f"{PREFIX}{name}", obj_set) for key, title, name, obj_set in rows}
+
+
+PREFIX = "PutOnPlateInScene25"
+GROUPS = ("vision", "semantics", "execution")
+# the 16 setups of the study's Tables 1 to 3, in their order
+EVALUATED = (
+    _evaluated("training", ("ind", "IND", "Carrot-v1", "train"))
+    | _evaluated(
+        "vision",
+        ("table", "Table", "VisionImage-v1", "test"),
+        ("texture-w", "Texture-w", "VisionTexture03-v1", "test"),
+        ("texture-s", "Texture-s", "VisionTexture05-v1", "test"),
+        ("noise-w", "Noise-w", "VisionWhole03-v1", "test"),
+        ("noise-s", "Noise-s", "VisionWhole05-v1", "test"),
+    )
+    | _evaluated(
+        "semantics",
+        ("object", "Obj.", "Carrot-v1", "test"),
+        ("receptacle", "Recep.", "Plate-v1", "test"),
+        ("instruct", "Instruct", "Instruct-v1", "test"),
+        ("multi-object", "M-Obj. (IND)", "MultiCarrot-v1", "train"),
+        ("multi-unseen-object", "M-Obj. (OOD)", "MultiCarrot-v1", "test"),
+        ("disturb-receptacle", "Disturb Recep.", "MultiPlate-v1", "train"),
+        ("multi-receptacle", "M-Recep.", "MultiPlate-v1", "test"),
+    )
+    | _evaluated(
+        "execution",
+        ("position", "Obj. Pos.", "Position-v1", "test"),
+        ("robot-pose", "Robot Pose", "EEPose-v1", "test"),
+        ("reposition", "Obj. Rep.", "PositionChangeTo-v1", "test"),
+    )
+)
+
+
 @cache
 def declare(protocol: str) -> dict[str, dict[str, Setup]]:
     """Environment id -> `env.obj_set` -> setup."""
@@ -232,7 +217,7 @@ def declare(protocol: str) -> dict[str, dict[str, Setup]]:
             "test": replace(training, places=object_, reposition=5),
         },
     }
-    declared = {f"PutOnPlateInScene25{name}": sets for name, sets in setups.items()}
+    declared = {f"{PREFIX}{name}": sets for name, sets in setups.items()}
     # pretraining, with the assets "world": every body and table is drawn at random
     declared["PutOnReceptacleInWorld-v1"] = {
         "train": Setup(

@@ -18,6 +18,33 @@ Box = tuple[int, int, int, int]
 SMALLEST = 0.5  # share of the texture's height and width that a random crop shows, at least
 
 
+def layers(
+    textures: Sequence[Tensor], labels: Tensor, everything: bool, keys: Sequence[tuple[int, int]] | None
+) -> tuple[Tensor, Tensor]:
+    """The textures `[H, W, 3]` of E scenes as layers, and where they are shown.
+
+    Args:
+        labels: `[E, H, W]` of what is kept. everything: shown over the whole picture, not over the bodies alone.
+        keys: of each scene the episode and the control step, which choose a random crop. None repeats the authors'
+            code: no chance, the size of the largest box of all scenes, and over everything twice the size.
+
+    Returns:
+        `[E, H, W, 3]` float32 and `[E, H, W]` bool.
+    """
+    height, width = labels.shape[1:]
+    boxes = [foreground_box(part) for part in labels]
+    if keys is not None:
+        crops = [random_crop(np.random.default_rng(key), height, width) for key in keys]
+        targets = [(0, 0, height, width)] * len(boxes) if everything else boxes
+        found = [layer(*given) for given in zip(textures, crops, targets)]
+    elif everything:
+        found = [doubled_layer(*given) for given in zip(textures, boxes)]
+    else:
+        found = [layer(texture, (0, 0, height, width), box) for texture, box in zip(textures, common_size(boxes))]
+    shown = torch.ones_like(labels, dtype=torch.bool) if everything else labels != BACKGROUND
+    return torch.stack(found), shown
+
+
 def foreground_box(labels: Tensor) -> Box:
     """The box around robot and bodies in labels `[H, W]`; of one pixel if there is none."""
     rows, columns = (labels != BACKGROUND).nonzero(as_tuple=True)

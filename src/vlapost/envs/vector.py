@@ -85,6 +85,10 @@ class SceneVector:
         object_, receptacle, gripper, qpos = (torch.cat(tensors) for tensors in parts)
         return GroundTruth(object_, receptacle, gripper, qpos, self._labels)
 
+    def gripper_pose(self) -> Tensor:
+        """Pose `[E, 7]` of the gripper in the robot base frame."""
+        return torch.cat([_gripper_pose(scene) for scene in self.scenes])
+
     def close(self) -> None:
         """Free simulator and renderer."""
         for scene in self.scenes:
@@ -181,6 +185,10 @@ def _ground_truth(scene: PutOnPlateScene) -> tuple[Tensor, Tensor, Tensor, Tenso
     return (
         (to_base * scene.object.pose).p,
         (to_base * scene.receptacle.pose).p,
-        (to_base * scene.agent.gripper.pose).raw_pose,
+        _gripper_pose(scene),
         scene.agent.robot.get_qpos(),
     )
+
+
+def _gripper_pose(scene: PutOnPlateScene) -> Tensor:
+    return (scene.agent.base.pose.inv() * scene.agent.gripper.pose).raw_pose

@@ -1,4 +1,4 @@
-"""Run given episodes with a policy and keep what the study reports about each (paper §5, Appendix B)."""
+"""Run given episodes and keep what the study reports about each (paper §5, Appendix B)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlapost.contracts import ACTION_BINS, ACTION_DIM, Policy, VectorEnv
+from vlapost.contracts import Actor, VectorEnv
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class EpisodeResult:
     success_end: the object stands on the receptacle at the last step, the study's measure. success_once: at any step.
     grasp, consecutive_grasp: held at any step, held five steps in a row.
     first_success_step: actions until the first success, None without one. return_: undiscounted sum of rewards.
+    steps: success, grasp and consecutive_grasp after every action, as digits 0 and 1.
+    gripper: x, y, z (m) and turn about z (rad) of the gripper in the base frame, before every action.
+    video: file in the folder of the results, None without one.
     frames: `[T + 1, H, W, 3]` uint8, every image from reset to end, where the episode was recorded.
     """
 
@@ -30,72 +33,52 @@ class EpisodeResult:
     consecutive_grasp: bool
     first_success_step: int | None
     return_: float
+    steps: dict[str, str] = field(default_factory=dict)
+    gripper: list[list[float]] = field(default_factory=list, repr=False)
+    video: str | None = None
     frames: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
-class EpisodeNoise:
-    """Gumbel noise whose numbers depend on (seed, episode, step) alone, not on which episodes share a batch."""
-
-    def __init__(self, seed: int, episode_ids: Sequence[int]) -> None:
-        self.generators = [_generator(seed, episode) for episode in episode_ids]
-
-    def draw(self) -> Tensor:
-        """Noise of the next step, `[E, A, V]` float32."""
-        noise = torch.empty(len(self.generators), ACTION_DIM, ACTION_BINS)
-        for row, generator in zip(noise, self.generators):
-            row.exponential_(generator=generator)
-        return -noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
-
-
-def run_episodes(
-    policy: Policy,
-    env: VectorEnv,
-    episode_ids: Sequence[int],
-    temperature: float,
-    seed: int,
-    record: int = 0,
-) -> list[EpisodeResult]:
+def run_episodes(actor: Actor, env: VectorEnv, episode_ids: Sequence[int], record: int = 0) -> list[EpisodeResult]:
     """Run episodes, `env.num_envs` at a time, to their end; results in the order of `episode_ids`.
 
     Args:
-        policy: chooses the actions; greedily at temperature 0.
+        actor: chooses the actions.
         env: fresh or used; every episode starts with a reset.
         episode_ids: ids of the environment's index space; the last batch is filled with repeats, which are dropped.
-        temperature: 0 takes the most likely token, above 0 samples.
-        seed: with the episode's id, seeds its sampling noise.
         record: keep the frames of the first `record` episodes.
     """
     results: list[EpisodeResult] = []
-    with policy.fixed_weights():
+    with actor.session():
         for start in range(0, len(episode_ids), env.num_envs):
             ids = list(episode_ids[start : start + env.num_envs])
             filled = ids + [ids[-1]] * (env.num_envs - len(ids))
             frames = min(max(record - start, 0), len(ids))
-            results += _run_batch(policy, env, filled, temperature, seed, frames)[: len(ids)]
+            results += _run_batch(actor, env, filled, frames)[: len(ids)]
     return results
 
 
 @torch.no_grad()
-def _run_batch(
-    policy: Policy, env: VectorEnv, ids: list[int], temperature: float, seed: int, record: int
-) -> list[EpisodeResult]:
-    noise = EpisodeNoise(seed, ids) if temperature > 0 else None
+def _run_batch(actor: Actor, env: VectorEnv, ids: list[int], record: int) -> list[EpisodeResult]:
     observation = env.reset(torch.tensor(ids))
+    actor.start(env, ids)
     frames_TEHWC = [observation.image[:record].cpu()]
+    gripper_TE4: list[Tensor] = []
+    metrics_TE: dict[str, list[Tensor]] = {"success": [], "grasp": [], "consecutive_grasp": []}
     return_E = torch.zeros(len(ids))
-    success_TE: list[Tensor] = []
     truncated = False
     while not truncated:
-        output = policy.act(observation, noise.draw() if noise else None, temperature if noise else 1.0)
-        step = env.step(policy.decode(output.action_tokens))
+        gripper_TE4.append(position_and_turn(env.gripper_pose().cpu()))
+        step = env.step(actor.act(observation))
         observation, truncated = step.observation, step.truncated
         return_E += step.reward.cpu()
-        success_TE.append(step.metrics.success.cpu())
+        for name, values in metrics_TE.items():
+            values.append(getattr(step.metrics, name).cpu())
         if record:
             frames_TEHWC.append(observation.image[:record].cpu())
-    succeeded = torch.stack(success_TE)
-    film = torch.stack(frames_TEHWC).numpy()
-    last = step.metrics
+    film, path = torch.stack(frames_TEHWC).numpy(), torch.stack(gripper_TE4)
+    courses = {name: torch.stack(values).int() for name, values in metrics_TE.items()}
+    last, success = step.metrics, courses["success"]
     return [
         EpisodeResult(
             episode_id=episode,
@@ -104,14 +87,18 @@ def _run_batch(
             success_once=bool(last.success_once[e]),
             grasp=bool(last.grasp[e]),
             consecutive_grasp=bool(last.consecutive_grasp[e]),
-            first_success_step=int(succeeded[:, e].int().argmax()) + 1 if succeeded[:, e].any() else None,
+            first_success_step=int(success[:, e].argmax()) + 1 if success[:, e].any() else None,
             return_=round(float(return_E[e]), 6),
+            steps={name: "".join(map(str, course[:, e].tolist())) for name, course in courses.items()},
+            gripper=[[round(value, 3) for value in row] for row in path[:, e].tolist()],
             frames=film[:, e] if e < record else None,
         )
         for e, episode in enumerate(ids)
     ]
 
 
-def _generator(seed: int, episode: int) -> torch.Generator:
-    mixed = np.random.SeedSequence([seed, episode]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+def position_and_turn(pose: Tensor) -> Tensor:
+    """Poses `[E, 7]` (metres, quaternion w, x, y, z) to `[E, 4]`: position and the turn of the y axis about z."""
+    w, x, y, z = pose[:, 3:].unbind(-1)
+    turn = torch.atan2(1 - 2 * (x * x + z * z), 2 * (x * y - w * z))
+    return torch.cat([pose[:, :3], turn.unsqueeze(-1)], dim=-1)

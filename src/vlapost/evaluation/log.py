@@ -13,7 +13,7 @@ from vlapost.evaluation.episodes import EpisodeResult
 
 _STORED = [item.name for item in fields(EpisodeResult) if item.name != "frames"]
 
-Labels = Mapping[int, Mapping[str, str]]
+Labels = Mapping[int, Mapping[str, str | int]]
 
 
 def read(path: Path) -> dict[int, EpisodeResult]:
@@ -42,7 +42,7 @@ def read(path: Path) -> dict[int, EpisodeResult]:
 
 
 def append(path: Path, results: Iterable[EpisodeResult], labels: Labels) -> None:
-    """Add finished episodes, each with its labels (object, receptacle, table)."""
+    """Add finished episodes, each with its labels (setup, seed, object, receptacle, table, ...)."""
     lines = [
         json.dumps({name: getattr(result, name) for name in _STORED} | dict(labels.get(result.episode_id, {})))
         for result in results

@@ -1,4 +1,4 @@
-"""Episodes as mp4 files."""
+"""Episodes as mp4 files and as strips of pictures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
+from PIL import Image
 
 FRAMES_PER_SECOND = 10  # twice real time: the policy acts five times a second
+
+STRIP = 8  # pictures of a strip, evenly spread from the first to the last
 
 
 def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
@@ -16,4 +19,13 @@ def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FRAMES_PER_SECON
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial-{path.name}")
     iio.imwrite(partial, frames_THWC, plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
+    os.replace(partial, path)
+
+
+def write_strip(path: Path, frames_THWC: np.ndarray) -> None:
+    """Write some of the frames `[T, H, W, 3]` uint8 side by side (paper Fig. 9)."""
+    chosen = np.linspace(0, len(frames_THWC) - 1, STRIP).round().astype(int)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{path.name}")
+    Image.fromarray(np.concatenate(list(frames_THWC[chosen]), axis=1)).save(partial)
     os.replace(partial, path)

@@ -95,7 +95,7 @@ def situation_of(scene: PutOnPlateScene) -> Situation:
     """The true state of a single scene as the planner wants it."""
     to_base = scene.agent.base.pose.inv()
     to_object = (to_base * scene.object.pose).to_transformation_matrix()[0].double().numpy()
-    local = surface_points(scene.pack.objects[scene.bodies[0][0]].collision)
+    local = surface_points(scene.pack.objects[scene.chosen[0][0]].collision)
     return Situation(
         qpos=scene.agent.robot.get_qpos()[0].double().numpy(),
         surface=local @ to_object[:3, :3].T + to_object[:3, 3],

@@ -88,15 +88,18 @@ class OpenVLAPolicy(nn.Module):
         return replace(observation, patches=self._patches(observation))
 
     @torch.no_grad()
-    def act(self, observation: Observation, noise: Tensor | None, temperature: float = 1.0) -> PolicyOutput:
+    def act(
+        self, observation: Observation, noise: Tensor | None, temperature: float = 1.0, top_k: int = 0
+    ) -> PolicyOutput:
         """Draw seven tokens: `argmax(logits / temperature + noise)`, one token after another.
 
         Args:
             observation: B images and instructions.
             noise: standard Gumbel noise `[B, A, V]`, which makes the argmax a sample; None takes the most likely token
                 and ignores `temperature`.
-            temperature: > 0; the recorded log-probability is that of the distribution at this temperature (the one
-                drawn from), without top-k; of temperature 1 when greedy.
+            temperature: > 0; of temperature 1 when greedy.
+            top_k: how many bins may be drawn, the likeliest; 0: all. The recorded log-probability is that of the
+                distribution drawn from, with temperature and top-k.
         """
         if noise is None:
             temperature = 1.0
@@ -117,6 +120,8 @@ class OpenVLAPolicy(nn.Module):
                 embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
                 hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
             logits = self.network.action_logits(hidden) / temperature
+            if top_k:
+                logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
             token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
             tokens.append(token)
             logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])

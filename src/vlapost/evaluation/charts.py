@@ -1,0 +1,88 @@
+"""Charts of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from vlapost.evaluation.episodes import EpisodeResult
+
+MOST_POINTS = 20_000  # drawn
+
+
+def bars(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str]) -> None:
+    """Success at the end of each setup, and its relative drop (paper Fig. 7a)."""
+    figure, (above, below) = pyplot().subplots(2, 1, figsize=(11, 6), sharex=True, height_ratios=(2, 1))
+    _bar(above, [s["success_end"] for s in setups.values()], "tab:green")
+    above.set_ylabel("success at the end")
+    above.set_ylim(0, 1)
+    drops = [s.get("relative_drop", {"mean": 0, "low": 0, "high": 0}) for s in setups.values()]
+    _bar(below, drops, "tab:red")
+    below.set_ylabel("relative drop P")
+    below.set_xticks(range(len(setups)), [titles[name] for name in setups], rotation=40, ha="right")
+    save_figure(figure, path)
+
+
+def radar(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str], reference: str) -> None:
+    """Success at the end by setup (paper Fig. 7b) and as a share of the reference setup (Fig. 7c)."""
+    means = {name: s["success_end"]["mean"] for name, s in setups.items()}
+    panels = {"success at the end": means}
+    if means.get(reference):
+        shares = {name: value / means[reference] for name, value in means.items() if name != reference}
+        panels[f"share of {titles[reference]}"] = shares
+    figure, axes = pyplot().subplots(1, len(panels), figsize=(6 * len(panels), 6), subplot_kw={"projection": "polar"})
+    for axis, (title, values) in zip(np.atleast_1d(axes), panels.items()):
+        angles = np.linspace(0, 2 * np.pi, len(values), endpoint=False)
+        closed = [*range(len(values)), 0]
+        axis.plot(angles[closed], np.array(list(values.values()))[closed], color="tab:green")
+        axis.fill(angles, list(values.values()), color="tab:green", alpha=0.2)
+        axis.set_xticks(angles, [titles[name] for name in values], fontsize=8)
+        axis.set_ylim(0, max(1.0, *values.values()))
+        axis.set_title(title)
+    save_figure(figure, path)
+
+
+def trajectories(path: Path, results: Mapping[str, Sequence[EpisodeResult]]) -> None:
+    """Where the gripper was, seen from above and from the side, coloured by its turn about z (paper Fig. 8)."""
+    points = np.array([p for episodes in results.values() for e in episodes for p in e.gripper]).reshape(-1, 4)
+    if len(points) > MOST_POINTS:
+        points = points[np.random.default_rng(0).choice(len(points), MOST_POINTS, replace=False)]
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 5))
+    for axis, (a, b), labels in zip(axes, ((0, 1), (0, 2)), (("x (m)", "y (m)"), ("x (m)", "z (m)"))):
+        dots = axis.scatter(
+            points[:, a], points[:, b], c=points[:, 3], s=2, cmap="twilight", vmin=-np.pi, vmax=np.pi, rasterized=True
+        )
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(labels[1])
+        axis.set_aspect("equal")
+    figure.colorbar(dots, ax=axes, label="turn about z (rad)")
+    save_figure(figure, path)
+
+
+def pyplot() -> Any:
+    """Matplotlib, drawing into files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure; the file appears under its name when it is complete."""
+    partial = path.with_name(f"partial-{path.name}")
+    figure.savefig(partial, dpi=120, bbox_inches="tight")
+    pyplot().close(figure)
+    partial.replace(path)
+
+
+def _bar(axis: Any, values: Sequence[Mapping[str, float]], colour: str) -> None:
+    means = np.array([value["mean"] for value in values])
+    reach = np.array([[v["mean"] - v["low"], v["high"] - v["mean"]] for v in values]).T.clip(min=0)
+    axis.bar(range(len(means)), means, yerr=reach, color=colour, alpha=0.7, capsize=3)
+    axis.grid(axis="y", alpha=0.3)
