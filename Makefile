@@ -1,6 +1,6 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve generalization
+.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -39,6 +39,9 @@ evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapte
 
 generalization: $(INSTALLED)  ## All 16 setups of the benchmark: CKPT=adapter [AGAINST=folder of another result]
 	@$(PYTHON) -m vlapost.generalization $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(AGAINST),against=$(AGAINST)) $(ARGS)
+
+gallery: $(INSTALLED)  ## Pictures of every setup and asset: ARGS="env.assets=paper"
+	@$(PYTHON) -m vlapost.gallery $(ARGS)
 
 tensorboard: $(INSTALLED)  ## Curves and videos in the browser, on port 6006 or PORT=...
 	@$(PYTHON) scripts/tensorboard.py $(PORT)

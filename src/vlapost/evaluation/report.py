@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.table import Table
 from scipy.stats import binomtest, bootstrap
 
@@ -33,7 +34,7 @@ def scores(results: Results, groups: Groups) -> dict[str, Any]:
     outcomes = {name: {m: _outcomes(episodes, m) for m in METRICS} for name, episodes in results.items()}
     setups: dict[str, Any] = {}
     for name, measures in outcomes.items():
-        setups[name] = {m: rate(values) | _prefixed(_interval(np.mean, values)) for m, values in measures.items()}
+        setups[name] = {m: rate(values > 0) | _prefixed(_interval(np.mean, values)) for m, values in measures.items()}
         if IND in outcomes and name != IND and outcomes[IND]["success_end"].any():
             setups[name]["relative_drop"] = _relative_drop(measures["success_end"], outcomes[IND]["success_end"])
     grouped = {
@@ -80,23 +81,15 @@ def write_report(
     if len([name for name in results if name != IND]) > 2:
         charts.radar(folder / "radar.png", found["setups"], titles, IND)
     charts.trajectories(folder / "trajectories.png", results)
-    view = Table(*HEAD, title=about.get("title", ""))
+    view = Table(title=f"{about['title']}, percent", box=SIMPLE)
+    for column in HEAD:
+        view.add_column(column, no_wrap=column == "setup")
     for row in rows:
         view.add_row(*row)
     return view
 
 
-HEAD = (
-    "setup",
-    "grasp",
-    "continuous grasp",
-    "success at end",
-    "95 %",
-    "success ever",
-    "drop P",
-    "95 %",
-    "paper SFT / RL",
-)
+HEAD = ("setup", "grasp", "continuous", "success at end", "ever", "relative drop P", "paper SFT, RL")
 
 
 def published(metric: str, source: str = "paper") -> dict[str, tuple[float | None, float]]:
@@ -110,28 +103,33 @@ def _rows(found: Mapping[str, Any], titles: Mapping[str, str]) -> list[list[str]
     theirs = published("success_end")
     rows = []
     for name, s in found["setups"].items():
-        drop = s.get("relative_drop")
         sft, rl = theirs[name]
-        rows.append([
-            titles[name], *(f"{s[m]['mean']:.3f}" for m in ("grasp", "consecutive_grasp", "success_end")),
-            _range(s["success_end"]), f"{s['success_once']['mean']:.3f}",
-            f"{drop['mean']:+.3f}" if drop else "", _range(drop) if drop else "", f"{sft:.3f} / {rl:.3f}",
-        ])  # fmt: skip
-    for group, s in found["groups"].items():
-        means = [f"{s[m]['mean']:.3f}" for m in ("grasp", "consecutive_grasp", "success_end")]
-        rows.append([f"mean {group}", *means, _range(s["success_end"]), f"{s['success_once']['mean']:.3f}", "", "", ""])
-    return rows
+        drop = _with_range(s["relative_drop"]) if "relative_drop" in s else ""
+        rows.append([titles[name], *_cells(s), drop, f"{100 * (sft or 0):.1f}, {100 * rl:.1f}"])
+    return rows + [[f"mean {group}", *_cells(s), "", ""] for group, s in found["groups"].items()]
+
+
+def _cells(s: Mapping[str, Any]) -> list[str]:
+    short = [f"{100 * s[m]['mean']:.1f}" for m in ("grasp", "consecutive_grasp", "success_once")]
+    return [*short[:2], _with_range(s["success_end"]), short[2]]
+
+
+def _with_range(value: Mapping[str, float]) -> str:
+    return f"{100 * value['mean']:.1f} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
 
 
 def _markdown(rows: list[list[str]], about: Mapping[str, Any]) -> str:
     lines = [f"# {about.get('title', 'Generalization')}", ""]
-    lines += [f"{about['episodes']} episodes per setup, protocol {about['protocol']}, {about.get('decoding', '')}.", ""]
+    lines += [
+        f"{about['episodes']} episodes per setup, protocol {about['protocol']}, {about.get('decoding', about['actor'])}; percent.",
+        "",
+    ]
     lines += ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
     lines += [
         "",
         "Grasp: held at any step. Continuous grasp: five steps in a row. Success at end: on the receptacle at step 80,",
         "the study's measure; success ever: at any step, the measure of RLinf. Intervals: Wilson's; of groups and",
-        "of the relative drop P = (OOD - IND) / IND bootstrapped. The paper's numbers are 3 x 64 episodes of a 7B policy.",
+        "of relative drops P = (OOD - IND) / IND bootstrapped. The paper's numbers: 3 x 64 episodes of a 7B policy.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -167,7 +165,3 @@ def _mean_of_means(samples: list[np.ndarray]) -> dict[str, float]:
 
 def _prefixed(interval: Mapping[str, float]) -> dict[str, float]:
     return {f"boot_{name}": value for name, value in interval.items()}
-
-
-def _range(value: Mapping[str, float]) -> str:
-    return f"{value['low']:.3f}, {value['high']:.3f}"

@@ -25,7 +25,7 @@ METRICS = {
 
 def rate(outcomes: Iterable[bool]) -> dict[str, float | int]:
     """Share of True with Wilson's 95 % interval: {"mean", "low", "high", "n"}."""
-    values = list(outcomes)
+    values = [bool(outcome) for outcome in outcomes]
     interval = binomtest(sum(values), len(values)).proportion_ci(0.95, method="wilson")
     return {
         "mean": sum(values) / len(values),

@@ -1,0 +1,84 @@
+"""Contact sheets of the benchmark: `python -m vlapost.gallery [key=value ...]`, or `make gallery`.
+
+Writes docs/img/setups-<pack>.jpg, five episodes of every setup as the policy sees them at the start (the last two of
+the reposition setup after the object was moved), and docs/img/assets-<pack>.jpg, every body, table and texture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlapost import cli, config
+from vlapost.config import ROOT, Config
+
+if TYPE_CHECKING:
+    from vlapost.assets.gallery import Picture
+
+EPISODES = 5
+TILE = (120, 160)  # height, width in pixels
+LABEL = 16  # pixels of a line of text
+QUALITY = 80  # of the JPEG files
+
+
+def run(words: list[str]) -> None:
+    """Draw both sheets."""
+    c = config.load(*cli.parse(words, "base"))
+    folder = ROOT / "docs" / "img"
+    from vlapost.assets.gallery import contact_sheet
+    from vlapost.assets.pack import open_pack
+
+    for name, sheet in (("setups", setups_sheet(c)), ("assets", contact_sheet(open_pack(c.env.assets)))):
+        write(folder / f"{name}-{c.env.assets}.jpg", sheet)
+
+
+def setups_sheet(c: Config) -> Picture:
+    """Rows of `EPISODES` pictures, one per setup, with the sentence above each: `[H, W, 3]` RGB."""
+    import cv2
+    import numpy as np
+    import torch
+
+    from vlapost.envs.episodes import held_out
+    from vlapost.envs.setups import EVALUATED
+    from vlapost.envs.vector import make_env
+
+    rows = []
+    for setup in EVALUATED.values():
+        settings = replace(c.env, id=setup.env_id, obj_set=setup.obj_set, image_size=[480, 640], shader="default")
+        env = make_env(settings, 1)
+        tiles = []
+        for number, id_ in enumerate(held_out(setup.env_id, setup.obj_set, c.env.protocol)[:EPISODES]):
+            observation = env.reset(id_[None])
+            if env.scenes[0].setup.reposition and number >= EPISODES - 2:
+                for _ in range(2 * env.scenes[0].setup.reposition):
+                    observation = env.step(torch.tensor([[0.0] * 6 + [1.0]])).observation
+            picture = cv2.resize(observation.image[0].numpy(), TILE[::-1], interpolation=cv2.INTER_AREA)
+            tiles.append(np.concatenate([_text(observation.instruction[0]), picture]))
+        env.close()
+        line = np.concatenate(tiles, axis=1)
+        rows += [_text(setup.title, width=line.shape[1], scale=0.45), line]
+    return np.concatenate(rows)
+
+
+def _text(words: str, width: int = TILE[1], scale: float = 0.28) -> Picture:
+    import cv2
+    import numpy as np
+
+    line = np.full((LABEL, width, 3), 255, np.uint8)
+    return cv2.putText(line, words, (2, LABEL - 4), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def write(path: Path, picture: Picture) -> None:
+    """Write `[H, W, 3]` RGB as JPEG; the file appears under its name when it is complete."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{path.name}")
+    Image.fromarray(picture).save(partial, quality=QUALITY)
+    partial.rename(path)
+    cli.console.print(f"Wrote {path}.", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.main(run)

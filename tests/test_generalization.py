@@ -1,0 +1,121 @@
+"""The report over all setups: arithmetic by hand, and the command with the real simulator."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlapost import config, generalization
+from vlapost.config import UserError
+from vlapost.envs.setups import EVALUATED
+from vlapost.evaluation import log
+from vlapost.evaluation.episodes import EpisodeResult
+from vlapost.evaluation.report import compare, published, scores, write_report
+
+
+def episodes(*successes: int) -> list[EpisodeResult]:
+    return [EpisodeResult(i, "put it there", bool(s), True, bool(s), False, None, 0.0, gripper=[[0.3, 0.0, 0.1, 1.5]] * 3)
+            for i, s in enumerate(successes)]  # fmt: skip
+
+
+def test_drops_and_means_by_hand() -> None:
+    results = {
+        "ind": episodes(*[1] * 8, 0, 0),  # 0.8
+        "table": episodes(*[1] * 4, *[0] * 6),  # 0.4: drop -0.5
+        "noise-w": episodes(*[1] * 6, *[0] * 4),  # 0.6: drop -0.25
+    }
+    found = scores(results, {"vision": ["table", "noise-w", "noise-s"], "execution": ["position"]})
+    assert found["setups"]["table"]["success_end"]["mean"] == 0.4
+    assert found["setups"]["table"]["success_once"]["mean"] == 1.0
+    assert found["setups"]["table"]["relative_drop"]["mean"] == pytest.approx(-0.5)
+    assert found["setups"]["noise-w"]["relative_drop"]["mean"] == pytest.approx(-0.25)
+    assert "relative_drop" not in found["setups"]["ind"]
+    assert found["groups"]["vision"]["success_end"]["mean"] == pytest.approx(0.5)
+    assert "execution" not in found["groups"]  # none of its setups was run
+    for value in (found["setups"]["table"]["relative_drop"], found["groups"]["vision"]["success_end"]):
+        assert value["low"] < value["mean"] < value["high"]
+    end = found["setups"]["table"]["success_end"]
+    assert 0 <= end["boot_low"] < 0.4 < end["boot_high"] <= 1 and end["low"] < 0.4 < end["high"]
+
+
+def test_bootstrap_of_a_rate_agrees_with_its_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    results = {"ind": episodes(*(rng.random(400) < 0.3).astype(int))}
+    end = scores(results, {})["setups"]["ind"]["success_end"]
+    error = np.sqrt(end["mean"] * (1 - end["mean"]) / 400)
+    assert (end["boot_high"] - end["boot_low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
+
+
+def test_two_policies_on_the_same_episodes() -> None:
+    ours, theirs = {"ind": episodes(1, 1, 1, 1, 1, 0, 1, 0)}, {"ind": episodes(0, 0, 0, 0, 0, 0, 1, 1)}
+    found = compare(ours, theirs)["ind"]
+    assert (found["better"], found["worse"], found["n"]) == (5, 1, 8)
+    assert found["difference"] == pytest.approx(0.5)
+    # six discordant pairs, five one way: 2 * (C(6,5) + C(6,6)) / 2**6
+    assert found["p"] == pytest.approx(2 * 7 / 64)
+    assert compare(ours, ours)["ind"]["p"] == 1.0
+    assert compare(ours, {"table": episodes(1)}) == {}
+
+
+def test_published_numbers() -> None:
+    assert set(published("success_end")) == set(EVALUATED)
+    assert published("success_end")["reposition"] == (0.286, 0.745)
+    drop = published("success_end")["robot-pose"][1] / published("success_end")["ind"][1] - 1
+    assert drop == pytest.approx(-0.150, abs=5e-4)
+    assert published("success_once", "RLinf")["execution"][1] == 0.8542
+
+
+def test_report_files(tmp_path: Path) -> None:
+    titles = {name: setup.title for name, setup in EVALUATED.items()}
+    results = {name: episodes(1, 0, 1, i % 2) for i, name in enumerate(EVALUATED)}
+    about = {"title": "Test", "episodes": 4, "protocol": "v2", "actor": "random"}
+    write_report(tmp_path, results, titles, {"vision": ["table", "noise-w"]}, about)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"scores.json", "tables.md", "success.png", "radar.png", "trajectories.png"}
+    assert json.loads((tmp_path / "scores.json").read_text())["protocol"] == "v2"
+    table = (tmp_path / "tables.md").read_text()
+    assert "| Obj. Rep. | " in table and "28.6, 74.5" in table and "| mean vision |" in table
+
+
+@pytest.mark.sim
+def test_the_planner_solves_and_chance_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generalization.evaluate, "ROOT", tmp_path)
+    setups = "generalization.setups=[ind,robot-pose,reposition]"
+    words = [setups, "evaluation.episodes=2", "evaluation.videos=1", "evaluation.workers=1", "env.num_envs=2"]
+    generalization.run([*words, "evaluation.actor=planner"])
+    (planner,) = (tmp_path / "lightning_logs/base/generalization").iterdir()
+    for name in ("ind", "robot-pose", "reposition"):
+        done = log.read(planner / f"{name}-seed0/episodes.jsonl")
+        assert len(done) == 2 and all(e.success_end and len(e.steps["success"]) == 80 for e in done.values())
+        line = json.loads((planner / f"{name}-seed0/episodes.jsonl").read_text().splitlines()[0])
+        assert line["setup"] == name and line["seed"] == 0 and line["object"] and line["table"]
+        assert (planner / f"{name}-seed0" / str(line["video"])).is_file()
+    before = (planner / "ind-seed0/episodes.jsonl").read_text()
+    generalization.run([*words, "evaluation.actor=planner"])
+    assert (planner / "ind-seed0/episodes.jsonl").read_text() == before
+
+    generalization.run([*words, "evaluation.actor=random", f"against={planner}"])
+    chance = next(p for p in (tmp_path / "lightning_logs/base/generalization").iterdir() if p != planner)
+    found = json.loads((chance / "report/comparison.json").read_text())["setups"]["ind"]
+    assert (found["better"], found["worse"], found["n"]) == (0, 2, 2)
+
+
+def test_mistakes_have_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"names 'tabel'; it may hold all, or some of: ind, table"):
+        generalization.chosen(config.load("base", ["generalization.setups=[tabel]"]))
+    with pytest.raises(UserError, match="is empty"):
+        generalization.chosen(config.load("base", ["generalization.setups=[]"]))
+    with pytest.raises(UserError, match="holds no finished episodes"):
+        generalization.run([f"against={tmp_path}", "evaluation.actor=random"])
+    with pytest.raises(UserError, match="only 192 episodes are held out"):
+        generalization.run(["env.protocol=paper", "evaluation.actor=random"])
+    assert generalization.chosen(config.load("base")) == list(EVALUATED)
+
+
+def test_folders_tell_apart_what_may_not_be_counted_together() -> None:
+    words = ["env.protocol=paper", "env.assets=paper", "evaluation.temperature=0", "seed=3", "evaluation.top_k=50"]
+    words = ["evaluation.episodes=9", *words]
+    folders = [generalization.folder(config.load("base", [word])) for word in words]
+    assert folders[0] == generalization.folder(config.load("base"))
+    assert len(set(folders)) == len(words)
