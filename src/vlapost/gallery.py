@@ -66,7 +66,8 @@ def _text(words: str, width: int = TILE[1], scale: float = 0.28) -> Picture:
     import numpy as np
 
     line = np.full((LABEL, width, 3), 255, np.uint8)
-    return cv2.putText(line, words, (2, LABEL - 4), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(line, words, (2, LABEL - 4), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    return line
 
 
 def write(path: Path, picture: Picture) -> None:

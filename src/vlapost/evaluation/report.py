@@ -120,11 +120,8 @@ def _with_range(value: Mapping[str, float]) -> str:
 
 def _markdown(rows: list[list[str]], about: Mapping[str, Any]) -> str:
     lines = [f"# {about.get('title', 'Generalization')}", ""]
-    lines += [
     how = about.get("decoding", about["actor"])
     lines += [f"{about['episodes']} episodes per setup, protocol {about['protocol']}, {how}; percent.", ""]
-        "",
-    ]
     lines += ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
     lines += [
         "",
