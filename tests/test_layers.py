@@ -33,6 +33,7 @@ JOIN_EVERYTHING = {
     "curve",
     "evaluate",
     "generalization",
+    "gallery",
     "collect_demos",
     "doctor",
 }
