@@ -474,7 +474,7 @@ def test_the_object_is_put_elsewhere_after_the_fifth_step():
 def test_sentences_in_both_protocols():
     setup = find_setup("PutOnPlateInScene25Instruct-v1", "test")
     id_ = encode(setup, {"object": torch.tensor([15]), "template": torch.tensor([6])})
-    for protocol, sentence in (("v2", "Put BBQ sauce onto plate."), ("paper", "put bbq sauce onto plate.")):
+    for protocol, sentence in (("v2", "Put bbq sauce onto plate."), ("paper", "put bbq sauce onto plate.")):
         env = variant("Instruct-v1", "test", f"env.protocol={protocol}")
         assert env.reset(id_).instruction == (sentence,)
         env.close()

@@ -5,7 +5,7 @@ import torch
 
 from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
-from vlapost.envs.episodes import decode, draw, encode, held_out, instruction, make_held_out
+from vlapost.envs.episodes import decode, digits_of, draw, encode, held_out, instruction, make_held_out, reserved
 from vlapost.envs.places import RING, SQUARE, Places
 from vlapost.envs.setups import ARM_OFFSETS, TEMPLATES, declare, find_setup
 
@@ -35,6 +35,9 @@ def test_mixed_radix_order_by_hand():
     setup = find_setup(MAIN, "test")
     # object 3 of 9, plate, table 2 of 5, position 100 of 784, yaw 1 of 4
     id_ = (((3 * 1 + 0) * 5 + 2) * 784 + 100) * 4 + 1
+    with pytest.raises(UserError, match="Episode 141120 does not exist; this setup has episodes 0 to 141119"):
+        decode(setup, torch.tensor([id_, setup.total]))
+    setup = find_setup(MAIN, "test", "paper")  # takes ids modulo their number
     spec = decode(setup, torch.tensor([id_, id_ + setup.total]))
     assert spec.object.tolist() == [19, 19]
     assert spec.receptacle.tolist() == [0, 0]
@@ -165,11 +168,28 @@ def test_a_second_body_is_never_the_first_and_every_pair_occurs():
         assert apart.min() > (0.15 if second == "other_object" else 0.07)
 
 
-def test_the_authors_code_puts_an_eighth_of_unseen_objects_beside_themselves():
+def test_in_an_eighth_of_unseen_pairs_the_authors_code_leaves_one_object_at_the_third_place():
     setup = find_setup(PREFIX + "MultiCarrot-v1", "test", "paper")
     grid = torch.cartesian_prod(torch.arange(9), torch.arange(8))
     spec = decode(setup, encode(setup, {"object": grid[:, 0], "other_object": grid[:, 1]}))
-    assert (spec.object == spec.other_object).float().mean().item() == 1 / 8
+    alone = spec.object == spec.other_object
+    assert alone.float().mean().item() == 1 / 8
+    places = setup.places.table[0]
+    torch.testing.assert_close(spec.places[alone][:, 0], places[2].expand(9, 2))
+    torch.testing.assert_close(spec.places[~alone][:, 0], places[0].expand(63, 2))
+    assert (spec.places[alone][:, 2, 0] > 0.3).all()  # its double is out of sight
+
+
+def test_training_never_starts_from_a_held_out_episode_of_any_set_like_it():
+    few, train = find_setup(MAIN, "few"), find_setup(MAIN, "train")
+    spec = decode(train, held_out(PREFIX + "Carrot-v1", "train"))
+    shared = [i for i in range(1024) if int(spec.object[i]) in few.objects]
+    assert len(shared) == 256
+    digits = {name: digit[shared] for name, digit in digits_of(train, held_out(MAIN, "train")).items()}
+    digits["object"] = digits["object"] - few.objects.start
+    assert torch.isin(encode(few, digits), reserved(MAIN, "few")).all()
+    assert torch.isin(held_out(MAIN, "few"), reserved(MAIN, "few")).all()
+    assert len(reserved(PREFIX + "EEPose-v1", "test")) == 1024  # starts like no other
 
 
 def test_protocols_differ_in_tables_and_yaws():

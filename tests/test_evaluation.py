@@ -90,7 +90,7 @@ class NoisePolicy:
         return action.long()
 
 
-GREEDY = PolicyActor(NoisePolicy(), 0.0, 0, 0)
+GREEDY = PolicyActor(NoisePolicy(), 0.0, 0)
 
 
 def result(episode: int, success: bool = True) -> EpisodeResult:
@@ -101,7 +101,7 @@ def result(episode: int, success: bool = True) -> EpisodeResult:
 
 
 def test_metrics_are_those_of_the_last_step_and_padding_is_dropped() -> None:
-    results = run_episodes(GREEDY, CountingEnv(2), [4, 2, 9])
+    results = run_episodes(GREEDY, CountingEnv(2), [4, 2, 9], seed=0)
     assert [r.episode_id for r in results] == [4, 2, 9]
     assert [r.success_end for r in results] == [True, False, False]
     assert [r.success_once for r in results] == [True, True, False]
@@ -112,29 +112,31 @@ def test_metrics_are_those_of_the_last_step_and_padding_is_dropped() -> None:
 
 
 def test_the_first_episodes_are_filmed_from_reset_to_end() -> None:
-    results = run_episodes(GREEDY, CountingEnv(2), [5, 6, 7, 8], record=3)
+    results = run_episodes(GREEDY, CountingEnv(2), [5, 6, 7, 8], seed=0, record=3)
     assert [r.frames is not None for r in results] == [True, True, True, False]
     assert results[2].frames is not None and results[2].frames.shape == (STEPS + 1, 16, 16, 3)
     assert results[2].frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("actor", [PolicyActor(NoisePolicy(), 0.6, 0, seed=5), RandomActor(seed=5)])
+@pytest.mark.parametrize("actor", [PolicyActor(NoisePolicy(), 0.6, 0), RandomActor()])
 @pytest.mark.parametrize("groups", [[[11], [12], [13]], [[13, 11], [12, 12]], [[12, 13, 11]]])
 def test_sampling_does_not_depend_on_who_shares_the_batch(groups: list[list[int]], actor: Actor) -> None:
     actions = {}
     for group in groups:
         env = CountingEnv(len(group))
-        run_episodes(actor, env, group)
+        run_episodes(actor, env, group, seed=5)
         actions |= {episode: torch.stack(env.actions)[:, e] for e, episode in enumerate(group)}
     alone = CountingEnv(1)
-    run_episodes(actor, alone, [12])
+    run_episodes(actor, alone, [12], seed=5)
     assert torch.equal(actions[12], torch.stack(alone.actions)[:, 0])
     assert not torch.equal(actions[12], actions[13])
+    run_episodes(actor, alone, [12], seed=6)
+    assert not torch.equal(actions[12], torch.stack(alone.actions)[:, 0])
 
 
 def test_a_function_can_act_and_every_step_is_kept() -> None:
     env = CountingEnv(2)
-    first, second = run_episodes(FunctionActor(lambda o: torch.full((len(o), 7), 0.5)), env, [3, 9])
+    first, second = run_episodes(FunctionActor(lambda o: torch.full((len(o), 7), 0.5)), env, [3, 9], seed=0)
     assert torch.stack(env.actions).unique().tolist() == [0.5]
     assert first.steps == {"success": "0010", "grasp": "1111", "consecutive_grasp": "0000"}
     assert second.steps["success"] == "0000"
@@ -148,8 +150,8 @@ def test_turn_about_z_by_hand() -> None:
 
 
 def test_random_actions_stay_within_their_limits() -> None:
-    actor = RandomActor(seed=0)
-    actor.start(CountingEnv(1), [5])
+    actor = RandomActor()
+    actor.start(CountingEnv(1), [5], seed=0)
     actions = torch.cat([actor.act(Observation(torch.zeros(1, 1, 1, 3), ("",))) for _ in range(200)])
     assert actions[:, 0].abs().max() <= 0.03 and actions[:, 0].std() > 0.015
     assert (actions[:, 6] > 0).float().mean() == pytest.approx(0.5, abs=0.15)
@@ -195,7 +197,9 @@ def test_a_line_cut_off_by_a_kill_is_dropped_and_the_log_goes_on(tmp_path: Path)
     path = tmp_path / "episodes.jsonl"
     log.append(path, [result(1), result(2)], {})
     path.write_text(path.read_text()[:-20])
-    assert log.read(path) == {1: result(1)}
+    cut = path.read_bytes()
+    assert log.read(path) == {1: result(1)} and path.read_bytes() == cut  # somebody may be writing it
+    log.mend(path)
     log.append(path, [result(2)], {})
     assert log.read(path) == {1: result(1), 2: result(2)}
 
@@ -216,11 +220,32 @@ def settings(workers: int, num_envs: int = 2, videos: int = 0) -> Config:
 
 
 def actor(c: Config) -> PolicyActor:
-    return PolicyActor(NoisePolicy(), c.evaluation.temperature, 0, c.seed)
+    return PolicyActor(NoisePolicy(), c.evaluation.temperature, 0)
 
 
 def build(c: Config, num_envs: int) -> CountingEnv:
     return CountingEnv(num_envs, Path(c.run))
+
+
+class WritingEnv(CountingEnv):
+    """Writes down the actions of every episode."""
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        if step.truncated and self.trace is not None:
+            with self.trace.open("a") as file:
+                file.write(f"{torch.stack(self.actions).tolist()}\n")
+        return step
+
+    def reset(self, episode_ids: Tensor) -> Observation:
+        trace, self.trace = self.trace, None
+        observation = super().reset(episode_ids)
+        self.trace = trace
+        return observation
+
+
+def build_writing_actions(c: Config, num_envs: int) -> CountingEnv:
+    return WritingEnv(num_envs, Path(c.run))
 
 
 def build_without_driver(c: Config, num_envs: int) -> CountingEnv:
@@ -261,6 +286,14 @@ def test_several_environments_share_the_processes(tmp_path: Path) -> None:
     assert [[r.episode_id for r in results] for results in found] == [[1, 2, 3], [7, 8]]
     assert {*traces[0].read_text().split()} == {"1", "2", "3"} and {*traces[1].read_text().split()} == {"7", "8"}
     assert parallel.run_parallel(actor, build, jobs) == found
+
+
+def test_each_job_has_its_own_seed(tmp_path: Path) -> None:
+    c = replace(settings(1, num_envs=1), run=str(tmp_path / "trace"))
+    jobs = [Job(f"seed{seed}", replace(c, seed=seed), [1], tmp_path / f"{seed}") for seed in (0, 1, 0)]
+    parallel.run_parallel(actor, build_writing_actions, jobs)
+    first, second, third = (tmp_path / "trace").read_text().splitlines()
+    assert first == third != second
 
 
 def test_results_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:

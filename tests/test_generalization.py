@@ -22,9 +22,9 @@ def episodes(*successes: int) -> list[EpisodeResult]:
 
 def test_drops_and_means_by_hand() -> None:
     results = {
-        "ind": episodes(*[1] * 8, 0, 0),  # 0.8
-        "table": episodes(*[1] * 4, *[0] * 6),  # 0.4: drop -0.5
-        "noise-w": episodes(*[1] * 6, *[0] * 4),  # 0.6: drop -0.25
+        "ind": [episodes(*[1] * 8, 0, 0)],  # 0.8
+        "table": [episodes(*[1] * 4, *[0] * 6)],  # 0.4: drop -0.5
+        "noise-w": [episodes(*[1] * 6, *[0] * 4)],  # 0.6: drop -0.25
     }
     found = scores(results, {"vision": ["table", "noise-w", "noise-s"], "execution": ["position"]})
     assert found["setups"]["table"]["success_end"]["mean"] == 0.4
@@ -42,21 +42,42 @@ def test_drops_and_means_by_hand() -> None:
 
 def test_bootstrap_of_a_rate_agrees_with_its_standard_error() -> None:
     rng = np.random.default_rng(0)
-    results = {"ind": episodes(*(rng.random(400) < 0.3).astype(int))}
+    results = {"ind": [episodes(*(rng.random(400) < 0.3).astype(int))]}
     end = scores(results, {})["setups"]["ind"]["success_end"]
     error = np.sqrt(end["mean"] * (1 - end["mean"]) / 400)
     assert (end["boot_high"] - end["boot_low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
 
 
+def test_more_seeds_on_the_same_episodes_are_not_more_episodes() -> None:
+    once = episodes(1, 1, 0, 0, 1, 0, 1, 1, 0, 1)
+    one, three = ({"ind": [once] * n, "table": [episodes(*[0] * 9, 1)] * n} for n in (1, 3))
+    first, again = (scores(results, {})["setups"]["ind"]["success_end"] for results in (one, three))
+    assert again["n"] == first["n"] == 10 and again["mean"] == first["mean"] == 0.6
+    assert again["seed_std"] == 0 and "seed_std" not in first
+    assert compare(one, {"ind": [episodes(*[0] * 10)]}) == compare(three, {"ind": [episodes(*[0] * 10)] * 2})
+    # episode 0 succeeds with one seed of two, episode 1 with both
+    mixed = {"ind": [episodes(1, 1, 0), episodes(0, 1, 0)]}
+    found = scores(mixed, {})["setups"]["ind"]["success_end"]
+    assert found["mean"] == pytest.approx(0.5) and found["n"] == 3
+    assert found["seed_std"] == pytest.approx(1 / 6)  # means 2/3 and 1/3
+
+
+def test_an_interval_that_cannot_be_bootstrapped_is_left_out() -> None:
+    found = scores({"ind": [episodes(1, 1, 1)], "table": [episodes(1, 1, 1)]}, {"vision": ["table"]})
+    assert found["setups"]["table"]["relative_drop"] == {"mean": 0.0}
+    assert found["groups"]["vision"]["success_end"] == {"mean": 1.0}
+    assert found["setups"]["table"]["success_end"]["low"] == pytest.approx(0.438, abs=1e-3)  # Wilson's
+
+
 def test_two_policies_on_the_same_episodes() -> None:
-    ours, theirs = {"ind": episodes(1, 1, 1, 1, 1, 0, 1, 0)}, {"ind": episodes(0, 0, 0, 0, 0, 0, 1, 1)}
+    ours, theirs = {"ind": [episodes(1, 1, 1, 1, 1, 0, 1, 0)]}, {"ind": [episodes(0, 0, 0, 0, 0, 0, 1, 1)]}
     found = compare(ours, theirs)["ind"]
     assert (found["better"], found["worse"], found["n"]) == (5, 1, 8)
     assert found["difference"] == pytest.approx(0.5)
     # six discordant pairs, five one way: 2 * (C(6,5) + C(6,6)) / 2**6
     assert found["p"] == pytest.approx(2 * 7 / 64)
     assert compare(ours, ours)["ind"]["p"] == 1.0
-    assert compare(ours, {"table": episodes(1)}) == {}
+    assert compare(ours, {"table": [episodes(1)]}) == {}
 
 
 def test_published_numbers() -> None:
@@ -69,14 +90,15 @@ def test_published_numbers() -> None:
 
 def test_report_files(tmp_path: Path) -> None:
     titles = {name: setup.title for name, setup in EVALUATED.items()}
-    results = {name: episodes(1, 0, 1, i % 2) for i, name in enumerate(EVALUATED)}
+    results = {name: [episodes(1, 0, 1, i % 2)] for i, name in enumerate(EVALUATED)}
     about = {"title": "Test", "episodes": 4, "protocol": "v2", "actor": "random"}
     write_report(tmp_path, results, titles, {"vision": ["table", "noise-w"]}, about)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"scores.json", "tables.md", "success.png", "radar.png", "trajectories.png"}
     assert json.loads((tmp_path / "scores.json").read_text())["protocol"] == "v2"
     table = (tmp_path / "tables.md").read_text()
-    assert "| Obj. Rep. | " in table and "28.6, 74.5" in table and "| mean vision |" in table
+    assert "| Texture-s | " in table and "83.9 / 75.0 / 55.7 | 80.2 / 70.3 / 63.0" in table
+    assert "| mean vision | " in table and "82.0" in table and "Obj. Rep." not in table  # no group of it was asked for
 
 
 @pytest.mark.sim
@@ -107,11 +129,35 @@ def test_mistakes_have_a_sentence(tmp_path: Path) -> None:
         generalization.chosen(config.load("base", ["generalization.setups=[tabel]"]))
     with pytest.raises(UserError, match="is empty"):
         generalization.chosen(config.load("base", ["generalization.setups=[]"]))
-    with pytest.raises(UserError, match="holds no finished episodes"):
+    with pytest.raises(UserError, match="holds no report"):
         generalization.run([f"against={tmp_path}", "evaluation.actor=random"])
-    with pytest.raises(UserError, match="only 192 episodes are held out"):
+    with pytest.raises(UserError, match="only 64 episodes are held out"):
         generalization.run(["env.protocol=paper", "evaluation.actor=random"])
+    with pytest.raises(UserError, match="the planner draws nothing; set it to 1"):
+        generalization.run(["generalization.seeds=3", "evaluation.actor=planner"])
+    with pytest.raises(UserError, match="temperature 0 draws nothing"):
+        generalization.run(["generalization.seeds=2", "evaluation.temperature=0"])
     assert generalization.chosen(config.load("base")) == list(EVALUATED)
+
+
+def test_in_protocol_paper_each_seed_has_its_own_64_episodes(tmp_path: Path) -> None:
+    c = config.load("base", ["env.protocol=paper", "evaluation.episodes=64", "evaluation.actor=random"])
+    jobs = [generalization.job(c, tmp_path, "object", seed) for seed in range(3)]
+    assert [len(job.episode_ids) for job in jobs] == [64] * 3
+    assert len({id_ for job in jobs for id_ in job.episode_ids}) == 192
+    c = config.load("base", ["evaluation.actor=random"])
+    assert (
+        generalization.job(c, tmp_path, "table", 0).episode_ids
+        == generalization.job(c, tmp_path, "table", 1).episode_ids
+    )
+
+
+def test_only_results_of_the_same_scenes_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    env = {"protocol": "v2", "assets": "paper", "image_size": [128, 128], "shader": "minimal", "sim_freq": 500}
+    (tmp_path / "report" / "scores.json").write_text(json.dumps({"config": {"env": env}}))
+    with pytest.raises(UserError, match=r"was made with env\.assets=paper; give the same here"):
+        generalization.load(config.load("base"), tmp_path, ["ind"])
 
 
 def test_folders_tell_apart_what_may_not_be_counted_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -16,12 +17,13 @@ from vlapost.contracts import Actor, DemoBatch, Observation, VectorEnv
 from vlapost.envs import episodes
 from vlapost.envs.setups import find_setup
 from vlapost.envs.vector import make_env
-from vlapost.evaluation.actors import PolicyActor, RandomActor
+from vlapost.evaluation.actors import FunctionActor, PolicyActor, RandomActor
 from vlapost.evaluation.episodes import run_episodes
 from vlapost.evaluation.summary import METRICS
 from vlapost.experience.augment import augment
 from vlapost.experience.datamodule import DemoFeed, ExperienceModule, samples
 from vlapost.experience.demos import DemoDataset
+from vlapost.planner.actor import PlannerActor
 from vlapost.policies.policy import OpenVLAPolicy, load_policy
 
 
@@ -35,16 +37,24 @@ def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
 
 
 def build_actor(config: Config) -> Actor:
-    """Who acts in an evaluation, as `evaluation.actor` says."""
+    """Who acts in an evaluation, as `evaluation.actor` says.
+
+    Raises:
+        UserError: a function that cannot be imported, or what building the policy raises.
+    """
     e = config.evaluation
     if e.actor == "random":
-        return RandomActor(config.seed)
+        return RandomActor()
     if e.actor == "planner":
-        from vlapost.planner.actor import PlannerActor
-
         return PlannerActor()
-    device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    return PolicyActor(build_policy(config, device), e.temperature, e.top_k, config.seed)
+    if e.actor == "policy":
+        device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        return PolicyActor(build_policy(config, device), e.temperature, e.top_k)
+    module, _, function = e.actor.partition(":")
+    try:
+        return FunctionActor(getattr(importlib.import_module(module), function))
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"evaluation.actor is '{e.actor}', which cannot be imported: {error}.") from None
 
 
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:
@@ -108,6 +118,7 @@ class PlaceOnPlate:
         named = config.env.id, config.env.obj_set, config.env.protocol
         self.setup = find_setup(*named)
         self.held_out = episodes.held_out(*named)
+        self.reserved = episodes.reserved(*named)
 
     def make(self) -> VectorEnv:
         """Build the scenes."""
@@ -115,14 +126,14 @@ class PlaceOnPlate:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform training episode ids `[count]`."""
-        return episodes.draw(self.setup, count, generator, self.held_out)
+        return episodes.draw(self.setup, count, generator, self.reserved)
 
     def evaluate(self, env: VectorEnv, ids: list[int], record: int) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
         """Run `ids`, `env.num_envs` at a time."""
         e = self.config.evaluation
-        actor = PolicyActor(self.policy, e.temperature, e.top_k, self.config.seed)
+        actor = PolicyActor(self.policy, e.temperature, e.top_k)
         for start in range(0, len(ids), env.num_envs):
             group = ids[start : start + env.num_envs]
-            results = run_episodes(actor, env, group, max(0, record - start))
+            results = run_episodes(actor, env, group, self.config.seed, max(0, record - start))
             metrics = {name: torch.tensor([getattr(r, name) for r in results]) for name in METRICS}
             yield metrics, [torch.from_numpy(r.frames) for r in results if r.frames is not None]

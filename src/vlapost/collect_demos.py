@@ -96,12 +96,12 @@ def episode_of(cfg: Config, candidate: int) -> int:
     import numpy as np
     import torch
 
-    from vlapost.envs.episodes import draw, held_out
+    from vlapost.envs.episodes import draw, reserved
     from vlapost.envs.setups import find_setup
 
     seed = int(np.random.SeedSequence([cfg.demos.seed, candidate]).generate_state(1)[0])
     named = cfg.env.id, cfg.env.obj_set, cfg.env.protocol
-    setup, excluded = find_setup(*named), held_out(*named)
+    setup, excluded = find_setup(*named), reserved(*named)
     return int(draw(setup, 1, torch.Generator().manual_seed(seed), excluded))
 
 

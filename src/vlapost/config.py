@@ -12,6 +12,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -223,8 +224,11 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(config: Config, written: str) -> list[str]:
-    """Keys in which `config` differs from settings written by `to_yaml`, as 'key: was A, now B'."""
-    old = OmegaConf.create(written)
+    """Keys in which `config` differs from settings written by `to_yaml`, as 'key: was A, now B'.
+
+    A key that did not exist when they were written had its default.
+    """
+    old = OmegaConf.merge(OmegaConf.load(CONF / "base.yaml"), OmegaConf.create(written))
     new = OmegaConf.create(to_yaml(config))
     keys = list(_keys(Config))
     pairs = [(key, OmegaConf.select(old, key), OmegaConf.select(new, key)) for key in keys]
@@ -254,19 +258,25 @@ AT_LEAST_ONE = (
     "experience.demo_steps", "experience.rounds", "experience.passes", "optim.batch_size", "optim.accumulate",
     "trainer.iterations", "evaluation.episodes", "evaluation.workers", "generalization.seeds",
 )  # fmt: skip
+ONE_OF = {
+    "demos.filter": ("merge", "drop", "none"),
+    "optim.schedule": ("constant", "cosine"),
+    "trainer.accelerator": ("auto", "cpu"),
+    "trainer.precision": ("32-true", "bf16-true"),
+    "trainer.matmul": ("highest", "high", "medium"),
+}
 
 
 def _check_values(config: Config) -> None:
     """What types cannot express."""
-    for key in AT_LEAST_ONE:
-        section, name = key.split(".")
-        if getattr(getattr(config, section), name) < 1:
-            raise UserError(f"{key} is {getattr(getattr(config, section), name)}; it must be 1 or more.")
-    if (e := config.evaluation).actor not in ("policy", "planner", "random"):
-        raise UserError(f"evaluation.actor is '{e.actor}'; it must be policy, planner or random.")
-    if min(e.videos, e.temperature) < 0:
-        key = "videos" if e.videos < 0 else "temperature"
-        raise UserError(f"evaluation.{key} is {getattr(e, key)}; it must be 0 or more.")
+    for key in (*AT_LEAST_ONE, "evaluation.videos", "evaluation.temperature"):
+        if (value := attrgetter(key)(config)) < (least := int(key in AT_LEAST_ONE)):
+            raise UserError(f"{key} is {value}; it must be {least} or more.")
+    for key, allowed in ONE_OF.items():
+        if (value := attrgetter(key)(config)) not in allowed:
+            raise UserError(f"{key} is '{value}'; it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")
+    if (e := config.evaluation).actor not in ("policy", "planner", "random") and ":" not in e.actor:
+        raise UserError(f"evaluation.actor is '{e.actor}'; it must be policy, planner, random or module:function.")
     if not 0 <= e.top_k <= 256:
         raise UserError(f"evaluation.top_k is {e.top_k}; it must be between 0 and 256, the number of action bins.")
     if config.experience.temperature <= 0:
@@ -283,16 +293,6 @@ def _check_values(config: Config) -> None:
         raise UserError("experience.schedule is empty; it must name rollout, demos or both.")
     if not 0 <= config.demos.disturbed <= 1:
         raise UserError(f"demos.disturbed is {config.demos.disturbed}; it is a share and must be between 0 and 1.")
-    if config.demos.filter not in ("merge", "drop", "none"):
-        raise UserError(f"demos.filter is '{config.demos.filter}'; it must be merge, drop or none.")
-    if config.optim.schedule not in ("constant", "cosine"):
-        raise UserError(f"optim.schedule is '{config.optim.schedule}'; it must be constant or cosine.")
-    if config.trainer.accelerator not in ("auto", "cpu"):
-        raise UserError(f"trainer.accelerator is '{config.trainer.accelerator}'; it must be auto or cpu.")
-    if config.trainer.precision not in ("32-true", "bf16-true"):
-        raise UserError(f"trainer.precision is '{config.trainer.precision}'; it must be 32-true or bf16-true.")
-    if config.trainer.matmul not in ("highest", "high", "medium"):
-        raise UserError(f"trainer.matmul is '{config.trainer.matmul}'; it must be highest, high or medium.")
     for source in config.experience.schedule:
         if source not in ("rollout", "demos"):
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")

@@ -258,8 +258,8 @@ class Actor(Protocol):
     def session(self) -> AbstractContextManager[None]:
         """Entered for a number of episodes in which the actor does not change."""
 
-    def start(self, env: VectorEnv, episode_ids: Sequence[int]) -> None:
-        """`env` has been reset to these episodes."""
+    def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
+        """`env` has been reset to these episodes; what is drawn in one follows from its id and the seed."""
 
     def act(self, observation: Observation) -> Tensor:
         """Actions `[E, A]` as `VectorEnv.step` takes them."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
     from vlapost.evaluation import summary
     from vlapost.evaluation.parallel import run_parallel
 
-    job = job_of(c, out, c.env.obj_set)
+    job = job_of(c, out, f"{c.env.id}-{c.env.obj_set}")
     (results,) = run_parallel(build_actor, build_env, [job])
     labels = job.labels
     objects = sorted({str(label["object"]) for label in labels.values()})
@@ -70,12 +71,12 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
     return report
 
 
-def job_of(c: Config, out: Path, name: str) -> Job:
-    """The first `evaluation.episodes` held-out episodes of `c.env`; `out` is claimed for them."""
+def job_of(c: Config, out: Path, name: str, skip: int = 0, most: int | None = None) -> Job:
+    """The first `evaluation.episodes` held-out episodes of `c.env` after `skip`, of `most` there; `out` is claimed."""
     from vlapost.envs.episodes import held_out
     from vlapost.evaluation.parallel import Job
 
-    known = held_out(c.env.id, c.env.obj_set, c.env.protocol).tolist()
+    known = held_out(c.env.id, c.env.obj_set, c.env.protocol).tolist()[skip:][:most]
     if c.evaluation.episodes > len(known):
         raise UserError(f"evaluation.episodes is {c.evaluation.episodes}; only {len(known)} episodes are held out.")
     if c.evaluation.actor == "planner" and c.env.backend != "cpu":
@@ -110,7 +111,7 @@ def short(c: Config) -> str:
     """Who acts and how, for the name of a folder."""
     e = c.evaluation
     if e.actor != "policy":
-        return e.actor
+        return e.actor.replace(":", "-")
     return "greedy" if e.temperature == 0 else f"t{e.temperature:g}" + (f"-k{e.top_k}" if e.top_k else "")
 
 
@@ -120,18 +121,24 @@ def fingerprint(c: Config) -> str:
     Raises:
         UserError: a folder without weights.
     """
-    digest = hashlib.sha256()
+    files: list[Path] = []
     for key, place in (("policy.checkpoint", c.policy.checkpoint), ("policy.adapter", c.policy.adapter)):
-        if not place:
-            continue
-        weights = sorted((ROOT / place).glob("*.safetensors"))
-        if not weights:
+        weights = sorted((ROOT / place).glob("*.safetensors")) if place else []
+        if place and not weights:
             remedy = "make pretrain writes the small model" if key == "policy.checkpoint" else "give a saved adapter"
             raise UserError(f"{key} is '{place}', where there is no *.safetensors file; {remedy}.")
-        for path in weights:
-            with path.open("rb") as file:
-                while block := file.read(2**22):
-                    digest.update(block)
+        files += weights
+    return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Over the content of files, read again only if size or time of one has changed."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -139,9 +146,11 @@ def identity(c: Config) -> str:
     """Short digest of all that decides an episode: not how many there are, by how many processes, filmed or not."""
     from vlapost.assets.pack import edition
 
-    env = OmegaConf.to_yaml(OmegaConf.structured(replace(c.env, num_envs=0, assets=edition(c.env.assets))))
+    alone = c.env.protocol == "v2" or c.env.backend == "cpu"  # else scenes that share a batch share crops and settling
+    env = replace(c.env, num_envs=0 if alone else c.env.num_envs, assets=edition(c.env.assets))
+    env_text = OmegaConf.to_yaml(OmegaConf.structured(env))
     actor = f"{c.policy.unnorm_key} {c.trainer.precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else ""
-    decisive = f"{env} {short(c)} {c.seed} {actor}"
+    decisive = f"{env_text} {short(c)} {c.seed} {actor}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
 

@@ -10,6 +10,7 @@ line per episode), report/tables.md, scores.json and charts. The same command co
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +21,11 @@ from rich.table import Table
 
 from vlapost import cli, config, evaluate
 from vlapost.config import Config, UserError
+from vlapost.train import alone
 
 if TYPE_CHECKING:
-    from vlapost.evaluation.episodes import EpisodeResult
+    from vlapost.evaluation.parallel import Job
+    from vlapost.evaluation.report import Results
 
 AGAINST = "against="
 
@@ -31,21 +34,19 @@ def run(words: list[str]) -> None:
     """Evaluate every setup, write the report and print it."""
     others = [word.removeprefix(AGAINST) for word in words if word.startswith(AGAINST) and word != AGAINST]
     c = config.load(*cli.parse([word for word in words if not word.startswith(AGAINST)], "base"))
-    setups = chosen(c)
-    theirs = load(Path(others[-1]), setups) if others else {}
+    setups, seeds = chosen(c), range(c.generalization.seeds)
+    theirs = load(c, Path(others[-1]), setups) if others else {}
     from vlapost.evaluation.parallel import run_parallel
 
     out = folder(c)
-    settings = {(name, seed): of_setup(c, name, seed) for name in setups for seed in range(c.generalization.seeds)}
-    jobs = [evaluate.job_of(s, out / f"{name}-seed{seed}", name) for (name, seed), s in settings.items()]
-    begin = time.monotonic()
-    found = run_parallel(evaluate.build_actor, evaluate.build_env, jobs)
-    results: dict[str, list[EpisodeResult]] = {name: [] for name in setups}
-    for (name, _), episodes in zip(settings, found):
-        results[name] += episodes
-    cli.console.print(report(c, out / "report", results, time.monotonic() - begin))
-    if theirs:
-        cli.console.print(comparison(out / "report", results, theirs, others[-1]))
+    with alone(out, True):
+        jobs = [job(c, out, name, seed) for name in setups for seed in seeds]
+        begin = time.monotonic()
+        found = run_parallel(evaluate.build_actor, evaluate.build_env, jobs)
+        results = {name: found[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(setups)}
+        cli.console.print(report(c, out / "report", results, time.monotonic() - begin))
+        if theirs:
+            cli.console.print(comparison(out / "report", results, theirs, others[-1]))
     cli.console.print(f"Report, episodes and videos: {out}", soft_wrap=True)
 
 
@@ -53,10 +54,14 @@ def chosen(c: Config) -> list[str]:
     """The setups to run.
 
     Raises:
-        UserError: an unknown one.
+        UserError: an unknown one; several seeds for an actor that draws nothing.
     """
     from vlapost.envs.setups import EVALUATED
 
+    e = c.evaluation
+    if c.generalization.seeds > 1 and c.env.protocol == "v2" and (e.actor == "planner" or e.temperature == 0):
+        who = "the planner draws nothing" if e.actor == "planner" else "temperature 0 draws nothing"
+        raise UserError(f"generalization.seeds is {c.generalization.seeds}, but {who}; set it to 1.")
     names = c.generalization.setups
     unknown = [name for name in names if name not in (*EVALUATED, "all")]
     if unknown or not names:
@@ -65,12 +70,17 @@ def chosen(c: Config) -> list[str]:
     return [name for name in EVALUATED if name in names or "all" in names]
 
 
-def of_setup(c: Config, name: str, seed: int) -> Config:
-    """The settings with which one setup is run."""
+def job(c: Config, out: Path, name: str, seed: int) -> Job:
+    """One setup with one seed: the same episodes for each seed, but in protocol paper the next 64."""
+    from vlapost.envs.episodes import PAPER_COUNT
     from vlapost.envs.setups import EVALUATED
 
     setup = EVALUATED[name]
-    return replace(c, seed=c.seed + seed, env=replace(c.env, id=setup.env_id, obj_set=setup.obj_set))
+    c = replace(c, seed=c.seed + seed, env=replace(c.env, id=setup.env_id, obj_set=setup.obj_set))
+    place = out / f"{name}-seed{seed}"
+    if c.env.protocol == "paper":
+        return evaluate.job_of(c, place, name, skip=seed * PAPER_COUNT, most=PAPER_COUNT)
+    return evaluate.job_of(c, place, name)
 
 
 def folder(c: Config) -> Path:
@@ -80,42 +90,46 @@ def folder(c: Config) -> Path:
     return evaluate.run_folder(c) / "generalization" / name
 
 
-def report(c: Config, out: Path, results: dict[str, list[EpisodeResult]], seconds: float) -> Table:
+def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
     """Write the report; returns the table to print."""
     from vlapost.envs.setups import EVALUATED, GROUPS
     from vlapost.evaluation.report import write_report
 
     titles = {name: setup.title for name, setup in EVALUATED.items()}
     groups = {group: [name for name, setup in EVALUATED.items() if setup.group == group] for group in GROUPS}
+    scores = out / "scores.json"
+    before = json.loads(scores.read_text())["seconds"] if scores.is_file() else 0
     about: dict[str, Any] = {
         "title": f"Generalization of {c.policy.adapter or c.policy.checkpoint}"
         if c.evaluation.actor == "policy"
         else f"Generalization of the {c.evaluation.actor} actor",
         "episodes": c.evaluation.episodes * c.generalization.seeds,
-        "seconds": round(seconds),
+        "seconds": round(before + seconds),
         **evaluate.identify(c),
     }
     return write_report(out, results, titles, groups, about)
 
 
-def load(place: Path, setups: Sequence[str]) -> dict[str, list[EpisodeResult]]:
-    """Finished episodes of another run of this command, by setup.
+def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
+    """Finished episodes of another result of this command, by setup and seed.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they are of other scenes.
     """
     from vlapost.evaluation import log
 
-    found = {name: [e for p in sorted(place.glob(f"{name}-seed*/episodes.jsonl")) for e in log.read(p).values()]
-             for name in setups}  # fmt: skip
-    if not any(found.values()):
-        raise UserError(f"{place} holds no finished episodes; give the folder that make generalization printed.")
-    return found
+    scores = place / "report" / "scores.json"
+    if not scores.is_file():
+        raise UserError(f"{place} holds no report; give the folder that make generalization printed at its end.")
+    other = json.loads(scores.read_text())["config"]["env"]
+    for key in ("protocol", "assets", "image_size", "shader", "sim_freq"):
+        if other[key] != getattr(c.env, key):
+            raise UserError(f"{place} was made with env.{key}={other[key]}; give the same here to compare.")
+    paths = {name: sorted(place.glob(f"{name}-seed*/episodes.jsonl")) for name in setups}
+    return {name: [list(log.read(path).values()) for path in found] for name, found in paths.items() if found}
 
 
-def comparison(
-    out: Path, ours: dict[str, list[EpisodeResult]], theirs: dict[str, list[EpisodeResult]], other: str
-) -> Table:
+def comparison(out: Path, ours: Results, theirs: Results, other: str) -> Table:
     """Write comparison.json; returns the table to print."""
     from vlapost.evaluation.report import compare
     from vlapost.evaluation.summary import write_json
@@ -126,7 +140,7 @@ def comparison(
         "setup", "difference", "95 %", "better", "worse", "p (McNemar)", title=f"Success at end against {other}"
     )
     for name, d in found.items():
-        interval = f"{d['low']:+.3f}, {d['high']:+.3f}"
+        interval = f"{d['low']:+.3f}, {d['high']:+.3f}" if "low" in d else ""
         view.add_row(name, f"{d['difference']:+.3f}", interval, f"{d['better']}", f"{d['worse']}", f"{d['p']:.3g}")
     return view
 

@@ -93,7 +93,7 @@ def publish(cfg: Config, folder: Path, target: Path) -> None:
         c = replace(cfg, env=env, policy=replace(cfg.policy, checkpoint=str(folder / name)))
         report = evaluate.evaluate(c, folder / f"evaluation-{label}")
         scores[label] = {m: report[m] for m in METRICS}
-    scores["measured"] = measured(benchmark.id, benchmark.obj_set, benchmark.assets, report)
+    scores["measured"] = measured(benchmark, report)
     finished = folder / "openvla-tiny"
     shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
     write_json(finished / "scores.json", scores)

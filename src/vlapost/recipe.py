@@ -24,13 +24,13 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from vlapost import cli, collect_demos, config, evaluate
-from vlapost.config import ROOT, Config, UserError
+from vlapost.config import ROOT, Config, EnvConfig, UserError
 from vlapost.evaluation.charts import pyplot, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.train import claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.")
-MAY_CHANGE = ("trainer.video_episodes", "demos.workers", "evaluation.workers", "evaluation.videos")
+MAY_CHANGE = ("trainer.video_episodes", "demos.workers", "evaluation.workers", "evaluation.videos", "generalization.")
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
 Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
@@ -43,6 +43,8 @@ def run(argv: list[str]) -> None:
     cfg = config.load(name, overrides)
     if cfg.algorithm.name == "sft":
         raise UserError(f"conf/{name}.yaml trains by SFT alone; use make train-sft.")
+    if cfg.evaluation.actor != "policy":
+        raise UserError(f"evaluation.actor is '{cfg.evaluation.actor}'; a recipe evaluates the policy it trains.")
     shared, warmup_words = split_words(words, cfg.run)
     warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
 
@@ -161,14 +163,16 @@ def untrained(cfg: Config, report: dict[str, Any]) -> dict[str, Any]:
     """The score of random weights that came with the checkpoint, where it was measured as this run measures."""
     path = ROOT / cfg.policy.checkpoint / "scores.json"
     scores = json.loads(path.read_text()) if path.is_file() else {}
-    e = cfg.env
-    same = scores.get("measured") == measured(e.id, e.obj_set, e.assets, report)
+    same = scores.get("measured") == measured(cfg.env, report)
     return {"untrained": scores["untrained"]} if same else {}
 
 
-def measured(env_id: str, obj_set: str, assets: str, report: dict[str, Any]) -> list[Any]:
+def measured(env: EnvConfig, report: dict[str, Any]) -> list[Any]:
     """What has to agree before two scores may stand in one table."""
-    return [env_id, obj_set, assets, report["decoding"], report["success_end"]["n"], report["seed"]]
+    from vlapost.assets.pack import edition
+
+    where = [env.id, env.obj_set, env.protocol, edition(env.assets)]
+    return [*where, report["decoding"], report["success_end"]["n"], report["seed"]]
 
 
 def rollout_curve(folder: Path) -> dict[str, list[float]]:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
 # Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
-MAY_CHANGE = ("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes", "demos.workers", "evaluation.")
+MAY_CHANGE = (
+    *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes", "demos.workers"),
+    *("evaluation.", "generalization."),
+)
 HARMLESS = (
     ".*module\\(s\\) in eval mode.*",  # there is no dropout: train() and eval() are the same here
     ".*Grad strides do not match bucket view strides.*",  # of tensors with one row

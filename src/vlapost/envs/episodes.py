@@ -6,7 +6,7 @@ An id is a number in mixed radix whose digits are those of `Setup.radix`, the mo
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlapost.config import UserError
+from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
 from vlapost.envs.setups import TEMPLATES, Setup, declare, find_setup
 
 HELD_OUT_COUNT = 1024
 HELD_OUT_SEED = 18  # one with which no id comes twice
 PAPER_SEEDS, PAPER_COUNT = 3, 64  # the study evaluates 64 episodes with each of 3 seeds
 NONE = -1
+PARKED = (0.4, 0.55)  # metres, world: behind the camera
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,48 @@ class EpisodeSpec:
         return len(self.object)
 
 
-def decode(setup: Setup, ids: Tensor) -> EpisodeSpec:
-    """Digits of `[E]` int64 ids, taken modulo the number of episodes."""
+def digits_of(setup: Setup, ids: Tensor) -> dict[str, Tensor]:
+    """Digits of `[E]` int64 ids, each counted from 0; ids are taken modulo the number of episodes."""
     rest = ids % setup.total
     digits: dict[str, Tensor] = {}
     for name, base in reversed(setup.radix.items()):
         digits[name] = rest % base
         rest = rest // base
+    return digits
+
+
+def decode(setup: Setup, ids: Tensor) -> EpisodeSpec:
+    """What `[E]` int64 ids stand for.
+
+    Raises:
+        UserError: there is no such episode (in protocol paper ids are taken modulo the number of episodes).
+    """
+    wrong = ids[(ids < 0) | (ids >= setup.total)]
+    if len(wrong) and not setup.paper:
+        raise UserError(f"Episode {int(wrong[0])} does not exist; this setup has episodes 0 to {setup.total - 1}.")
+    digits = digits_of(setup, ids)
     object_ = digits["object"] + setup.objects.start
-    receptacle = digits["receptacle"] + setup.receptacles.start
-    wrong = setup.objects.start if setup.paper else 0  # the authors' code adds the start of the pool twice
+    twice = setup.objects.start if setup.paper else 0  # the authors' code adds the start of the pool twice
+    other = _other(setup.objects, digits["object"] + twice, setup.other_objects, digits["other_object"])
+    places = setup.places.table.to(ids.device)[digits["place"]]
+    if setup.other_objects:  # by that mistake, the same object twice: there it stands at the third place, alone
+        alone = (other == object_)[:, None]
+        first, third = places[:, OBJECT], places[:, THIRD]
+        parked = torch.tensor(PARKED, device=ids.device).expand_as(third)
+        moved = torch.where(alone, third, first), places[:, RECEPTACLE], torch.where(alone, parked, third)
+        places = torch.stack(moved, dim=1)
     return EpisodeSpec(
         object=object_,
-        other_object=_other(setup.objects, digits["object"] + wrong, setup.other_objects, digits["other_object"]),
+        other_object=other,
         texture=digits["texture"] + setup.textures.start if setup.textures else torch.full_like(ids, NONE),
         template=digits["template"] + setup.templates.start,
         arm_offset=torch.tensor(setup.arm_offsets, device=ids.device)[digits["arm_offset"]],
-        receptacle=receptacle,
+        receptacle=digits["receptacle"] + setup.receptacles.start,
         other_receptacle=_other(
             setup.receptacles, digits["receptacle"], setup.other_receptacles, digits["other_receptacle"]
         ),
         table=digits["table"] + setup.tables.start,
-        places=setup.places.table.to(ids.device)[digits["place"]],
+        places=places,
         yaw=torch.tensor(setup.yaws, device=ids.device)[digits["yaw"]],
     )
 
@@ -91,12 +114,32 @@ def encode(setup: Setup, digits: dict[str, Tensor]) -> Tensor:
 
 
 def instruction(template: int, object_name: str, receptacle_name: str) -> str:
-    """The sentence the policy is given."""
+    """The sentence of an episode."""
     return TEMPLATES[template].format(object=object_name, receptacle=receptacle_name)
 
 
+def reserved(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
+    """Ids from which training never starts: the held-out list of this set, and of every other that starts alike.
+
+    Alike are setups that differ only in which objects and tables they draw: an episode of one may be one of another.
+    """
+    setup = find_setup(env_id, obj_set, protocol)
+    found = [held_out(env_id, obj_set, protocol)]
+    for name, sets in declare(protocol).items():
+        for set_name, other in sets.items():
+            pools = {"objects": setup.objects, "tables": setup.tables}
+            if (name, set_name) == (env_id, obj_set) or replace(other, **pools) != setup:  # type: ignore[arg-type]
+                continue
+            digits = digits_of(other, held_out(name, set_name, protocol))
+            digits["object"] += other.objects.start - setup.objects.start
+            digits["table"] += other.tables.start - setup.tables.start
+            inside = [(digits[key] >= 0) & (digits[key] < setup.radix[key]) for key in ("object", "table")]
+            found.append(encode(setup, digits)[inside[0] & inside[1]])
+    return torch.cat(found).unique()
+
+
 def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) -> Tensor:
-    """`[count]` ids, uniform over all episodes but those in `exclude` (the held-out list)."""
+    """`[count]` ids, uniform over all episodes but those in `exclude` (see `reserved`)."""
     drawn = torch.empty(0, dtype=torch.int64)
     while len(drawn) < count:
         more = torch.randint(setup.total, (count - len(drawn),), generator=generator)
@@ -105,7 +148,7 @@ def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) 
 
 
 def held_out(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
-    """Ids that training never starts from; evaluation takes the first N of them.
+    """Ids for evaluation, which takes the first N of them.
 
     Protocol v2: the committed `[1024]` int64. Protocol paper: 3 x 64 ids drawn as the study draws them, without order
     or balance (its own draws hang on the state of its random numbers and cannot be repeated).

@@ -116,7 +116,7 @@ class PutOnPlateScene(BaseEnv):
         """Start the episodes `options["episode_id"]`, or ones drawn from `seed`; all scenes start together.
 
         Raises:
-            UserError: `options["env_idx"]` asks for some of the scenes only.
+            UserError: `options["env_idx"]` asks for some of the scenes only; there is no such episode or set.
         """
         options = dict(options or {})
         if len(options.get("env_idx", range(self.num_envs))) != self.num_envs:
@@ -248,15 +248,18 @@ class PutOnPlateScene(BaseEnv):
 
     def _prepare_overlay(self) -> None:
         height, width = self.image_size
-        pictures = [overlay.table_picture(self.pack.tables[t].image, height, width) for t in self.spec.table.tolist()]
+        tables, drawn = self.pack.tables, self.spec.texture.tolist()
+        pictures = [overlay.table_picture(tables[t].image, height, width) for t in self.spec.table.tolist()]
         self.pictures = torch.stack(pictures).to(self.device)
-        tables = [
+        paths = [tables[t].texture for t in drawn] if self.setup.blend else []
+        self.textures = [overlay.table_picture(path, height, width).to(self.device) for path in paths]
+        rows = [
             overlay.lookup_table(
-                [link.entity.per_scene_id for link in robot.links], *(body.per_scene_id for body in bodies)
+                [link.entity.per_scene_id for link in robot.links], *(body.per_scene_id for body in loose)
             )
-            for robot, *bodies in zip(self.agent.robot._objs, *(body._objs for body in self._loose()))
+            for robot, *loose in zip(self.agent.robot._objs, *(body._objs for body in self._loose()))
         ]
-        self.lookup = torch.stack(tables).to(self.device)
+        self.lookup = torch.stack(rows).to(self.device)
 
     def render_observation(self) -> tuple[Tensor, Tensor]:
         """The observed image `[E, H, W, 3]` uint8, table picture composited, and its labels `[E, H, W]` uint8."""
@@ -273,10 +276,8 @@ class PutOnPlateScene(BaseEnv):
 
     def _blend(self, blend: Blend, image: Tensor, labels: Tensor) -> Tensor:
         """Texture over the picture, as the setup wants it; its crops depend on episode and control step alone."""
-        pictures = [self.pack.tables[t].texture for t in self.spec.texture.tolist()]
-        pictures = [overlay.table_picture(path, *self.image_size).to(self.device) for path in pictures]
         keys = None if self.setup.paper else [(id_, self.elapsed) for id_ in self.episode_id.tolist()]
-        layers, shown = textures.layers(pictures, labels, blend.everything, keys)
+        layers, shown = textures.layers(self.textures, labels, blend.everything, keys)
         return textures.blend(image, layers, shown, blend.ratio)
 
     def get_obs(self, info: dict | None = None, unflattened: bool = False) -> dict:
@@ -287,10 +288,10 @@ class PutOnPlateScene(BaseEnv):
         return {"sensor_data": {CAMERA: {"rgb": image, "segmentation": labels.unsqueeze(-1)}}}
 
     def get_language_instruction(self) -> list[str]:
-        """One sentence per scene."""
+        """One sentence per scene; names are in lower case, as OpenVLA has always been told them."""
         objects, receptacles = self.pack.objects, self.pack.receptacles
         return [
-            instruction(template, objects[o].name, receptacles[r].name)
+            instruction(template, objects[o].name.lower(), receptacles[r].name.lower())
             for template, (o, r, _, _) in zip(self.spec.template.tolist(), self.chosen)
         ]
 

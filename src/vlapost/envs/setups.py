@@ -62,7 +62,7 @@ class Setup:
     second one at the third place, never the same as the first. textures: tables whose texture is blended over the
     picture as `blend` says. templates: of `TEMPLATES`. arm_offsets: added to the arm's initial joints, radians.
     reposition: control step after which the object is put at the third place; 0: never. paper: what the authors' code
-    does otherwise with the same numbers (see `other`, and the scene's textures and settling).
+    does otherwise with the same numbers (`episodes.decode`, and the scene's textures, settling and table).
     """
 
     objects: range

@@ -18,16 +18,16 @@ RANDOM_LIMIT = (0.03, 0.035, 0.035, 0.01, 0.01, 0.2, 1.0)
 class PolicyActor:
     """A policy: temperature 0 takes the likeliest tokens, above it samples from the `top_k` likeliest (0: all)."""
 
-    def __init__(self, policy: Policy, temperature: float, top_k: int, seed: int) -> None:
-        self.policy, self.temperature, self.top_k, self.seed = policy, temperature, top_k, seed
+    def __init__(self, policy: Policy, temperature: float, top_k: int) -> None:
+        self.policy, self.temperature, self.top_k = policy, temperature, top_k
 
     def session(self) -> AbstractContextManager[None]:
         """For the time in which weights stay as they are."""
         return self.policy.fixed_weights()
 
-    def start(self, env: VectorEnv, episode_ids: Sequence[int]) -> None:
+    def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Seed each episode's noise."""
-        self.noise = EpisodeNoise(self.seed, episode_ids) if self.temperature > 0 else None
+        self.noise = EpisodeNoise(seed, episode_ids) if self.temperature > 0 else None
 
     def act(self, observation: Observation) -> Tensor:
         """Actions `[E, A]`."""
@@ -41,16 +41,13 @@ class PolicyActor:
 class RandomActor:
     """Uniform actions, the same for the same seed and episode whoever shares the batch."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
     def session(self) -> AbstractContextManager[None]:
         """Nothing to prepare."""
         return nullcontext()
 
-    def start(self, env: VectorEnv, episode_ids: Sequence[int]) -> None:
+    def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Seed each episode."""
-        self.generators = [_generator(self.seed, episode) for episode in episode_ids]
+        self.generators = [_generator(seed, episode) for episode in episode_ids]
 
     def act(self, observation: Observation) -> Tensor:
         """Actions `[E, A]`."""
@@ -68,7 +65,7 @@ class FunctionActor:
         """Nothing to prepare."""
         return nullcontext()
 
-    def start(self, env: VectorEnv, episode_ids: Sequence[int]) -> None:
+    def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Nothing to remember."""
 
 

@@ -16,13 +16,16 @@ MOST_POINTS = 20_000  # drawn
 
 def bars(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Success at the end of each setup, and its relative drop (paper Fig. 7a)."""
-    figure, (above, below) = pyplot().subplots(2, 1, figsize=(11, 6), sharex=True, height_ratios=(2, 1))
+    drops = [s.get("relative_drop") for s in setups.values()]
+    rows = 2 if any(drops) else 1
+    figure, axes = pyplot().subplots(rows, 1, figsize=(11, 3 * rows), sharex=True, squeeze=False)
+    above, below = axes[0, 0], axes[-1, 0]
     _bar(above, [s["success_end"] for s in setups.values()], "tab:green")
     above.set_ylabel("success at the end")
     above.set_ylim(0, 1)
-    drops = [s.get("relative_drop", {"mean": 0, "low": 0, "high": 0}) for s in setups.values()]
-    _bar(below, drops, "tab:red")
-    below.set_ylabel("relative drop P")
+    if any(drops):
+        _bar(below, [drop or {"mean": 0.0} for drop in drops], "tab:red")  # IND itself has none
+        below.set_ylabel("relative drop P")
     below.set_xticks(range(len(setups)), [titles[name] for name in setups], rotation=40, ha="right")
     save_figure(figure, path)
 
@@ -46,9 +49,10 @@ def radar(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str], refe
     save_figure(figure, path)
 
 
-def trajectories(path: Path, results: Mapping[str, Sequence[EpisodeResult]]) -> None:
+def trajectories(path: Path, results: Mapping[str, Sequence[Sequence[EpisodeResult]]]) -> None:
     """Where the gripper was, seen from above and from the side, coloured by its turn about z (paper Fig. 8)."""
-    points = np.array([p for episodes in results.values() for e in episodes for p in e.gripper]).reshape(-1, 4)
+    episodes = [e for seeds in results.values() for of_seed in seeds for e in of_seed]
+    points = np.array([point for e in episodes for point in e.gripper]).reshape(-1, 4)
     if len(points) > MOST_POINTS:
         points = points[np.random.default_rng(0).choice(len(points), MOST_POINTS, replace=False)]
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 5))
@@ -83,6 +87,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def _bar(axis: Any, values: Sequence[Mapping[str, float]], colour: str) -> None:
     means = np.array([value["mean"] for value in values])
-    reach = np.array([[v["mean"] - v["low"], v["high"] - v["mean"]] for v in values]).T.clip(min=0)
+    ends = [(v.get("low", v["mean"]), v.get("high", v["mean"])) for v in values]
+    reach = np.array([[mean - low, high - mean] for mean, (low, high) in zip(means, ends)]).T.clip(min=0)
     axis.bar(range(len(means)), means, yerr=reach, color=colour, alpha=0.7, capsize=3)
     axis.grid(axis="y", alpha=0.3)

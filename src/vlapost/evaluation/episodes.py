@@ -39,13 +39,16 @@ class EpisodeResult:
     frames: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
-def run_episodes(actor: Actor, env: VectorEnv, episode_ids: Sequence[int], record: int = 0) -> list[EpisodeResult]:
+def run_episodes(
+    actor: Actor, env: VectorEnv, episode_ids: Sequence[int], seed: int, record: int = 0
+) -> list[EpisodeResult]:
     """Run episodes, `env.num_envs` at a time, to their end; results in the order of `episode_ids`.
 
     Args:
         actor: chooses the actions.
         env: fresh or used; every episode starts with a reset.
         episode_ids: ids of the environment's index space; the last batch is filled with repeats, which are dropped.
+        seed: with an episode's id, decides what the actor draws.
         record: keep the frames of the first `record` episodes.
     """
     results: list[EpisodeResult] = []
@@ -54,14 +57,14 @@ def run_episodes(actor: Actor, env: VectorEnv, episode_ids: Sequence[int], recor
             ids = list(episode_ids[start : start + env.num_envs])
             filled = ids + [ids[-1]] * (env.num_envs - len(ids))
             frames = min(max(record - start, 0), len(ids))
-            results += _run_batch(actor, env, filled, frames)[: len(ids)]
+            results += _run_batch(actor, env, filled, seed, frames)[: len(ids)]
     return results
 
 
 @torch.no_grad()
-def _run_batch(actor: Actor, env: VectorEnv, ids: list[int], record: int) -> list[EpisodeResult]:
+def _run_batch(actor: Actor, env: VectorEnv, ids: list[int], seed: int, record: int) -> list[EpisodeResult]:
     observation = env.reset(torch.tensor(ids))
-    actor.start(env, ids)
+    actor.start(env, ids, seed)
     frames_TEHWC = [observation.image[:record].cpu()]
     gripper_TE4: list[Tensor] = []
     metrics_TE: dict[str, list[Tensor]] = {"success": [], "grasp": [], "consecutive_grasp": []}

@@ -17,7 +17,7 @@ Labels = Mapping[int, Mapping[str, str | int]]
 
 
 def read(path: Path) -> dict[int, EpisodeResult]:
-    """Finished episodes by id. A last line that was cut off while it was written is removed from the file.
+    """Finished episodes by id. A last line that was cut off while it was written is passed over.
 
     Raises:
         UserError: another line cannot be read.
@@ -26,8 +26,6 @@ def read(path: Path) -> dict[int, EpisodeResult]:
         return {}
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        os.truncate(path, len(whole.encode()))
     finished = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -39,6 +37,13 @@ def read(path: Path) -> dict[int, EpisodeResult]:
             ) from None
         finished[result.episode_id] = result
     return finished
+
+
+def mend(path: Path) -> None:
+    """Remove a last line that was cut off while it was written; only for who appends to the log."""
+    if path.is_file():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def append(path: Path, results: Iterable[EpisodeResult], labels: Labels) -> None:

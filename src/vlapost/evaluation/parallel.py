@@ -58,7 +58,8 @@ def run_parallel(build_actor: BuildActor, build_env: BuildEnv, jobs: Sequence[Jo
     """Run the episodes that the jobs' `episodes.jsonl` do not hold yet, and return all of them in the order given.
 
     Args:
-        build_actor: a module-level function, called once in every process with the first job's settings.
+        build_actor: a module-level function, called once in every process with the first job's settings; all jobs must
+            agree about the actor.
         build_env: a module-level function, called in every process when its next episodes are of another job.
         jobs: their `evaluation.workers` must agree; that many processes of up to `env.num_envs` scenes are started.
 
@@ -70,6 +71,7 @@ def run_parallel(build_actor: BuildActor, build_env: BuildEnv, jobs: Sequence[Jo
     count = jobs[0].config.evaluation.workers
     for number, job in enumerate(jobs):
         job.out.mkdir(parents=True, exist_ok=True)
+        log.mend(job.out / "episodes.jsonl")
         finished.append(log.read(job.out / "episodes.jsonl"))
         missing = [episode for episode in job.episode_ids if episode not in finished[number]]
         sizes.append(max(1, min(job.config.env.num_envs, -(-len(missing) // count))))
@@ -161,7 +163,7 @@ def _work(pipe: Connection, build_actor: BuildActor, build_env: BuildEnv, jobs: 
             number, ids = chunk
             filmed = frozenset(job.episode_ids[: job.config.evaluation.videos])
             ids = sorted(ids, key=lambda episode: episode not in filmed)  # run_episodes films the first ones
-            results = run_episodes(actor, env, ids, len(filmed.intersection(ids)))
+            results = run_episodes(actor, env, ids, job.config.seed, len(filmed.intersection(ids)))
             done = [_film(job, result) for result in results]
     except UserError as error:
         pipe.send(error)

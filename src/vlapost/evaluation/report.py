@@ -19,22 +19,30 @@ from vlapost.evaluation.episodes import EpisodeResult
 from vlapost.evaluation.summary import METRICS, rate, write_json
 
 IND = "ind"
-Results = Mapping[str, Sequence[EpisodeResult]]  # setup -> episodes
+Results = Mapping[str, Sequence[Sequence[EpisodeResult]]]  # setup -> sampling seed -> episodes
 Groups = Mapping[str, Sequence[str]]  # group -> setups
 
 
 def scores(results: Results, groups: Groups) -> dict[str, Any]:
     """Rates of every setup and group with 95 % intervals.
 
+    Episodes that several seeds have run count once, with the mean of their outcomes. An interval that cannot be
+    bootstrapped, because all outcomes are equal, is left out.
+
     Returns:
-        "setups": {setup: {metric: {"mean", "low", "high" (Wilson), "n", "boot_low", "boot_high"},
-        "relative_drop": {"mean", "low", "high"}}}, "groups": {group: {metric: {"mean", "low", "high"}}}. A group's mean
-        is that of its setups' means; its interval and that of the relative drop P = (OOD - IND) / IND are bootstrapped.
+        "setups": {setup: {metric: {"mean", "low", "high", "n", "boot_low", "boot_high", "seed_std"}, "relative_drop":
+        {"mean", "low", "high"}}}, "groups": {group: {metric: {"mean", "low", "high"}}}. "low" and "high" of a rate are
+        Wilson's with one seed and bootstrapped with more, as are those of a group (the mean of its setups' means) and
+        of the relative drop P = (OOD - IND) / IND. "seed_std" is the study's: over seeds, dividing by their number.
     """
-    outcomes = {name: {m: _outcomes(episodes, m) for m in METRICS} for name, episodes in results.items()}
+    outcomes = {name: {m: per_episode(seeds, m) for m in METRICS} for name, seeds in results.items()}
     setups: dict[str, Any] = {}
     for name, measures in outcomes.items():
-        setups[name] = {m: rate(values > 0) | _prefixed(_interval(np.mean, values)) for m, values in measures.items()}
+        setups[name] = {m: _rate(values) for m, values in measures.items()}
+        if len(results[name]) > 1:
+            for m in METRICS:
+                means = [np.mean([getattr(e, m) for e in episodes]) for episodes in results[name]]
+                setups[name][m]["seed_std"] = float(np.std(means))
         if IND in outcomes and name != IND and outcomes[IND]["success_end"].any():
             setups[name]["relative_drop"] = _relative_drop(measures["success_end"], outcomes[IND]["success_end"])
     grouped = {
@@ -45,25 +53,29 @@ def scores(results: Results, groups: Groups) -> dict[str, Any]:
     return {"setups": setups, "groups": grouped}
 
 
+def per_episode(seeds: Sequence[Sequence[EpisodeResult]], metric: str) -> np.ndarray:
+    """Outcome of each different episode, averaged over the seeds that have run it."""
+    return np.array(list(_by_episode(seeds, metric).values()))
+
+
 def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
-    """Two policies on the same episodes: difference of success at the end, and the p value of McNemar's exact test.
+    """Two policies on the same episodes: difference of success at the end, and whether it can be chance.
 
     Returns:
-        {setup: {"difference", "low", "high" (95 %, bootstrapped over pairs), "better", "worse", "p", "n"}} of the
-        setups and episodes both have.
+        {setup: {"difference", "low", "high" (95 %, bootstrapped over episodes), "better", "worse", "p", "n"}} of the
+        setups and episodes both have; p is McNemar's exact test (with several seeds the sign test over episodes).
     """
     found = {}
     for name in [name for name in ours if name in theirs]:
-        other = {e.episode_id: e.success_end for e in theirs[name]}
-        pairs = np.array([(e.success_end, other[e.episode_id]) for e in ours[name] if e.episode_id in other], dtype=int)
-        if not len(pairs):
+        mine, other = (_by_episode(results[name], "success_end") for results in (ours, theirs))
+        difference = np.array([mine[id_] - other[id_] for id_ in mine if id_ in other])
+        if not len(difference):
             continue
-        difference = pairs[:, 0] - pairs[:, 1]
         better, worse = int((difference > 0).sum()), int((difference < 0).sum())
         p = binomtest(better, better + worse).pvalue if better + worse else 1.0
         found[name] = {
             "difference": float(difference.mean()), **_interval(np.mean, difference),
-            "better": better, "worse": worse, "p": float(p), "n": len(pairs),
+            "better": better, "worse": worse, "p": float(p), "n": len(difference),
         }  # fmt: skip
     return found
 
@@ -75,8 +87,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     found = scores(results, groups)
     write_json(folder / "scores.json", {**found, **about})
-    rows = _rows(found, titles)
-    write_text(folder / "tables.md", _markdown(rows, about))
+    tables = {group: _rows(found, titles, [IND, *names], group) for group, names in groups.items()}
+    write_text(folder / "tables.md", _markdown(tables, about))
     charts.bars(folder / "success.png", found["setups"], titles)
     if len([name for name in results if name != IND]) > 2:
         charts.radar(folder / "radar.png", found["setups"], titles, IND)
@@ -84,12 +96,13 @@ def write_report(
     view = Table(title=f"{about['title']}, percent", box=SIMPLE)
     for column in HEAD:
         view.add_column(column, no_wrap=column == "setup")
-    for row in rows:
-        view.add_row(*row)
+    for number, rows in enumerate(tables.values()):
+        for row in rows[number > 0 and IND in results :]:  # IND is a row of each table, but of one on the screen
+            view.add_row(*row)
     return view
 
 
-HEAD = ("setup", "grasp", "continuous", "success at end", "ever", "relative drop P", "paper SFT, RL")
+HEAD = ("setup", "grasp", "continuous", "success at end", "ever", "drop P", "paper SFT", "paper RL", "RLinf PPO, ever")
 
 
 def published(metric: str, source: str = "paper") -> dict[str, tuple[float | None, float]]:
@@ -99,14 +112,22 @@ def published(metric: str, source: str = "paper") -> dict[str, tuple[float | Non
     return {r["setup"]: (float(r["sft"]) if r["sft"] else None, float(r["rl"])) for r in rows}
 
 
-def _rows(found: Mapping[str, Any], titles: Mapping[str, str]) -> list[list[str]]:
-    theirs = published("success_end")
+def _rows(found: Mapping[str, Any], titles: Mapping[str, str], names: Sequence[str], group: str) -> list[list[str]]:
+    """A table of the study: IND, the setups of a group, and their mean."""
+    theirs = {metric: published(metric) for metric in ("grasp", "consecutive_grasp", "success_end")}
+    again = published("success_once", "RLinf")
     rows = []
-    for name, s in found["setups"].items():
-        sft, rl = theirs[name]
-        drop = _with_range(s["relative_drop"]) if "relative_drop" in s else ""
-        rows.append([titles[name], *_cells(s), drop, f"{100 * (sft or 0):.1f}, {100 * rl:.1f}"])
-    return rows + [[f"mean {group}", *_cells(s), "", ""] for group, s in found["groups"].items()]
+    for name in names:
+        if name in found["setups"]:
+            s = found["setups"][name]
+            drop = _with_range(s["relative_drop"]) if "relative_drop" in s else ""
+            pairs = [" / ".join(f"{100 * (t[name][i] or 0):.1f}" for t in theirs.values()) for i in (0, 1)]
+            rows.append(
+                [titles[name], *_cells(s), drop, *pairs, f"{100 * again[name][1]:.1f}" if name in again else ""]
+            )
+    if group in found["groups"]:
+        rows.append([f"mean {group}", *_cells(found["groups"][group]), "", "", "", f"{100 * again[group][1]:.1f}"])
+    return rows
 
 
 def _cells(s: Mapping[str, Any]) -> list[str]:
@@ -115,32 +136,47 @@ def _cells(s: Mapping[str, Any]) -> list[str]:
 
 
 def _with_range(value: Mapping[str, float]) -> str:
-    return f"{100 * value['mean']:.1f} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
+    mean = f"{100 * value['mean']:.1f}"
+    return mean + (f" [{100 * value['low']:.0f}, {100 * value['high']:.0f}]" if "low" in value else "")
 
 
-def _markdown(rows: list[list[str]], about: Mapping[str, Any]) -> str:
-    lines = [f"# {about.get('title', 'Generalization')}", ""]
+def _by_episode(seeds: Sequence[Sequence[EpisodeResult]], metric: str) -> dict[int, float]:
+    outcomes: dict[int, list[bool]] = {}
+    for episodes in seeds:
+        for episode in episodes:
+            outcomes.setdefault(episode.episode_id, []).append(getattr(episode, metric))
+    return {id_: float(np.mean(values)) for id_, values in outcomes.items()}
+
+
+def _rate(values: np.ndarray) -> dict[str, float]:
+    bootstrapped = _interval(np.mean, values)
+    named = {f"boot_{name}": value for name, value in bootstrapped.items()}
+    if np.isin(values, (0.0, 1.0)).all():
+        return rate(values > 0) | named
+    return {"mean": float(values.mean()), "n": len(values), **bootstrapped, **named}
+
+
+def _markdown(tables: Mapping[str, list[list[str]]], about: Mapping[str, Any]) -> str:
     how = about.get("decoding", about["actor"])
+    lines = [f"# {about['title']}", ""]
     lines += [f"{about['episodes']} episodes per setup, protocol {about['protocol']}, {how}; percent.", ""]
-    lines += ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
+    for group, rows in tables.items():
+        if rows:
+            lines += [f"## {group.capitalize()}", ""]
+            lines += ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)] + [""]
     lines += [
-        "",
-        "Grasp: held at any step. Continuous grasp: five steps in a row. Success at end: on the receptacle at step 80,",
-        "the study's measure; success ever: at any step, the measure of RLinf. Intervals: Wilson's; of groups and",
-        "of relative drops P = (OOD - IND) / IND bootstrapped. The paper's numbers: 3 x 64 episodes of a 7B policy.",
+        "Grasp: held at any step. Continuous: five steps in a row. Success at end: on the receptacle at step 80, the",
+        "study's measure; ever: at any step, the measure of RLinf. In brackets 95 %: Wilson's; bootstrapped for means",
+        "and for the relative drop P = (OOD - IND) / IND. The paper's: grasp / continuous / success at end of a 7B",
+        "policy in 3 x 64 episodes.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _outcomes(episodes: Sequence[EpisodeResult], metric: str) -> np.ndarray:
-    return np.array([getattr(e, metric) for e in episodes], dtype=float)
 
 
 def _interval(statistic: Any, *samples: np.ndarray) -> dict[str, float]:
     """95 % percentile bootstrap over episodes, each sample resampled on its own."""
     if all(np.ptp(sample) == 0 for sample in samples):
-        value = float(statistic(*samples))
-        return {"low": value, "high": value}
+        return {}
     found = bootstrap(samples, statistic, method="percentile", n_resamples=2000, random_state=0, vectorized=True)
     return {"low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
 
@@ -159,7 +195,3 @@ def _mean_of_means(samples: list[np.ndarray]) -> dict[str, float]:
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 
     return {"mean": float(mean(*samples)), **_interval(mean, *samples)}
-
-
-def _prefixed(interval: Mapping[str, float]) -> dict[str, float]:
-    return {f"boot_{name}": value for name, value in interval.items()}

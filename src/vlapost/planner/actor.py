@@ -37,7 +37,7 @@ class PlannerActor:
         """Nothing to prepare."""
         return nullcontext()
 
-    def start(self, env: VectorEnv, episode_ids: Sequence[int]) -> None:
+    def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Plan every episode."""
         assert isinstance(env, SceneVector)
         if self.planner is None:
