@@ -97,7 +97,7 @@ def test_report_files(tmp_path: Path) -> None:
     assert written == {"scores.json", "tables.md", "success.png", "radar.png", "trajectories.png"}
     assert json.loads((tmp_path / "scores.json").read_text())["protocol"] == "v2"
     table = (tmp_path / "tables.md").read_text()
-    assert "| Texture-s | " in table and "83.9 / 75.0 / 55.7 | 80.2 / 70.3 / 63.0" in table
+    assert "| Noise-w | " in table and "90.1 / 85.4 / 70.8 | 94.8 / 91.1 / 85.4" in table
     assert "| mean vision | " in table and "82.0" in table and "Obj. Rep." not in table  # no group of it was asked for
 
 

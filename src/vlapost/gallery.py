@@ -1,11 +1,13 @@
 """Contact sheets of the benchmark: `python -m vlapost.gallery [key=value ...]`, or `make gallery`.
 
-Writes docs/img/setups-<pack>.jpg, five episodes of every setup as the policy sees them at the start (the last two of
-the reposition setup after the object was moved), and docs/img/assets-<pack>.jpg, every body, table and texture.
+Writes setups-<pack>.jpg, five episodes of every setup as the policy sees them at the start (the last two of the
+reposition setup after the object was moved), and assets-<pack>.jpg, every body, table and texture: of generated packs to
+docs/img, of the paper's, whose pictures are not ours to hand on, to lightning_logs/gallery.
 """
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +20,17 @@ if TYPE_CHECKING:
 
 EPISODES = 5
 TILE = (120, 160)  # height, width in pixels
-LABEL = 16  # pixels of a line of text
+LINE, LETTERS = 12, 32  # pixels of a line of text, letters that fit into it above a picture
 QUALITY = 80  # of the JPEG files
 
 
 def run(words: list[str]) -> None:
     """Draw both sheets."""
     c = config.load(*cli.parse(words, "base"))
-    folder = ROOT / "docs" / "img"
     from vlapost.assets.gallery import contact_sheet
-    from vlapost.assets.pack import open_pack
+    from vlapost.assets.pack import GENERATED, open_pack
+
+    folder = ROOT / ("docs/img" if c.env.assets in GENERATED else "lightning_logs/gallery")
 
     for name, sheet in (("setups", setups_sheet(c)), ("assets", contact_sheet(open_pack(c.env.assets)))):
         write(folder / f"{name}-{c.env.assets}.jpg", sheet)
@@ -54,20 +57,23 @@ def setups_sheet(c: Config) -> Picture:
                 for _ in range(2 * env.scenes[0].setup.reposition):
                     observation = env.step(torch.tensor([[0.0] * 6 + [1.0]])).observation
             picture = cv2.resize(observation.image[0].numpy(), TILE[::-1], interpolation=cv2.INTER_AREA)
-            tiles.append(np.concatenate([_text(observation.instruction[0]), picture]))
+            tiles.append(np.concatenate([_text(observation.instruction[0], TILE[1], lines=2), picture]))
         env.close()
         line = np.concatenate(tiles, axis=1)
-        rows += [_text(setup.title, width=line.shape[1], scale=0.45), line]
+        rows += [_text(setup.title, line.shape[1], scale=0.45), line]
     return np.concatenate(rows)
 
 
-def _text(words: str, width: int = TILE[1], scale: float = 0.28) -> Picture:
+def _text(words: str, width: int, lines: int = 1, scale: float = 0.28) -> Picture:
     import cv2
     import numpy as np
 
-    line = np.full((LABEL, width, 3), 255, np.uint8)
-    cv2.putText(line, words, (2, LABEL - 4), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
-    return line
+    paper = np.full((LINE * lines + 4, width, 3), 255, np.uint8)
+    plain = words.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")  # OpenCV writes ASCII alone
+    for number, line in enumerate(textwrap.wrap(plain, LETTERS)[:lines]):
+        place = (2, LINE * (number + 1) - 1)
+        cv2.putText(paper, line, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    return paper
 
 
 def write(path: Path, picture: Picture) -> None:

@@ -1,0 +1,124 @@
+"""The setups of the benchmark in the real simulator."""
+
+import pytest
+import torch
+
+from test_envs import BOTTLE, CARROT, CLOSED, OPEN, act, ids, move
+from vlapost.config import load
+from vlapost.envs.episodes import encode, held_out
+from vlapost.envs.overlay import BACKGROUND, OTHER, composite
+from vlapost.envs.robot import INITIAL_QPOS
+from vlapost.envs.setups import EVALUATED, find_setup
+from vlapost.envs.vector import SceneVector, make_env
+
+pytestmark = pytest.mark.sim
+
+
+def variant(name: str, obj_set: str = "test", *more: str) -> SceneVector:
+    """One scene of another setup of the benchmark."""
+    words = [f"env.id=PutOnPlateInScene25{name}", f"env.obj_set={obj_set}", "env.image_size=[128,128]", *more]
+    return make_env(load("base", words).env, 1)
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_an_episode_does_not_depend_on_what_ran_before(name):
+    setup = EVALUATED[name]
+    env = variant(setup.env_id.removeprefix("PutOnPlateInScene25"), setup.obj_set)
+    first, second = held_out(setup.env_id, setup.obj_set)[:2]
+
+    def run(id_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images = [env.reset(id_[None]).image] + [act(env, (0.01, 0, -0.02)).observation.image for _ in range(6)]
+        return torch.cat(images), env.scenes[0].get_state()
+
+    images, state = run(first)
+    run(second)
+    again, same_state = run(first)
+    assert torch.equal(images, again) and torch.equal(state, same_state)
+    spec = env.scenes[0].spec
+    places = [(env.scenes[0].receptacle, spec.places[0, 1])]
+    if env.scenes[0].other is not None:
+        places.append((env.scenes[0].other, spec.places[0, 2]))
+        assert (env.ground_truth().segmentation == OTHER).sum() > 10
+    for body, place in places:
+        torch.testing.assert_close(body.pose.p[0, :2], place, atol=0.06, rtol=0)
+    env.close()
+
+
+def test_grasping_the_wrong_object_does_not_count():
+    env = variant("MultiCarrot-v1", "train")
+    setup = find_setup("PutOnPlateInScene25MultiCarrot-v1", "train")
+    digits = {"object": BOTTLE, "other_object": 12, "place": 700, "yaw": 1}  # 13 places after the bottle: the carrot
+    env.reset(encode(setup, {name: torch.tensor([digit]) for name, digit in digits.items()}))
+    scene = env.scenes[0]
+    assert scene.get_language_instruction() == ["put plastic bottle on plate"] and scene.chosen[0][2] == CARROT
+    scene.object, scene.other = scene.other, scene.object  # for the script alone
+    truth = env.ground_truth()
+    scene.object, scene.other = scene.other, scene.object
+    above = truth.object_position - truth.gripper_pose[:, :3]
+    down = above * torch.tensor([0.0, 0.0, 1.0])
+    move(env, above - down, OPEN), move(env, down, OPEN)
+    [act(env, (0, 0, 0), gripper=CLOSED) for _ in range(3)]
+    before = scene.other.pose.p[0, 2].clone()
+    step = move(env, torch.tensor([[0.0, 0.0, 0.10]]), CLOSED)[-1]
+    assert scene.other.pose.p[0, 2] > before + 0.05
+    assert not step.metrics.grasp and not step.metrics.success_once
+    env.close()
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_texture_over_bodies_or_over_everything(everything):
+    env = variant("VisionWhole05-v1" if everything else "VisionTexture05-v1")
+    image = env.reset(ids(5)).image
+    scene = env.scenes[0]
+    labels = env.ground_truth().segmentation
+    plain = composite(scene.scene.sensors["3rd_view_camera"].get_obs(rgb=True)["rgb"], labels, scene.pictures)
+    changed = (image != plain).any(-1)
+    kept = labels != BACKGROUND
+    assert changed[kept].float().mean() > 0.9
+    assert (changed[~kept].float().mean() > 0.9) == everything
+    again = env.scenes[0].render_observation()[0]
+    assert torch.equal(image, again)
+    moved = act(env, (0, 0, 0)).observation.image  # nothing moves, but the crop is another
+    assert (moved != image).any(-1)[kept].float().mean() > 0.5
+    env.close()
+    authors = variant("VisionTexture05-v1", "test", "env.protocol=paper")
+    image = authors.reset(ids(5)).image
+    step = act(authors, (0, 0, 0)).observation.image
+    assert (step != image).any(-1).float().mean() < 0.05
+    authors.close()
+
+
+def test_initial_pose_of_the_arm():
+    env = variant("EEPose-v1")
+    setup = find_setup("PutOnPlateInScene25EEPose-v1", "test")
+    env.reset(encode(setup, {"arm_offset": torch.tensor([0])}))
+    offset = env.ground_truth().qpos[0, :6] - torch.tensor(INITIAL_QPOS[:6])
+    torch.testing.assert_close(offset, torch.tensor([-0.15, -0.15, -0.08, -0.15, -0.15, -0.6]), atol=1e-5, rtol=0)
+    before = env.ground_truth().gripper_pose.clone()
+    act(env, (0, 0, 0))  # the controller's target is where the gripper is
+    torch.testing.assert_close(env.ground_truth().gripper_pose, before, atol=4e-3, rtol=0)
+    env.close()
+
+
+def test_the_object_is_put_elsewhere_after_the_fifth_step():
+    env = variant("PositionChangeTo-v1")
+    env.reset(ids(12345))
+    scene = env.scenes[0]
+    heights = []
+    for step in range(1, 9):
+        act(env, (0, 0, 0))
+        at = scene.object.pose.p[0]
+        torch.testing.assert_close(at[:2], scene.spec.places[0, 0 if step < 5 else 2], atol=0.03, rtol=0)
+        heights.append(at[2].item())
+    assert heights[4] == pytest.approx(1.0 - 9.81 * 0.1**2 / 2, abs=2e-3)  # 50 steps of 2 ms in free fall
+    assert heights[7] < 0.92
+    env.close()
+
+
+def test_sentences_in_both_protocols():
+    setup = find_setup("PutOnPlateInScene25Instruct-v1", "test")
+    id_ = encode(setup, {"object": torch.tensor([15]), "template": torch.tensor([6])})
+    for protocol, sentence in (("v2", "Put bbq sauce onto plate."), ("paper", "put bbq sauce onto plate.")):
+        env = variant("Instruct-v1", "test", f"env.protocol={protocol}")
+        assert env.reset(id_).instruction == (sentence,)
+        env.close()
