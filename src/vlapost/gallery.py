@@ -1,8 +1,8 @@
 """Contact sheets of the benchmark: `python -m vlapost.gallery [key=value ...]`, or `make gallery`.
 
 Writes setups-<pack>.jpg, five episodes of every setup as the policy sees them at the start (the last two of the
-reposition setup after the object was moved), and assets-<pack>.jpg, every body, table and texture: of generated packs to
-docs/img, of the paper's, whose pictures are not ours to hand on, to lightning_logs/gallery.
+reposition setup after the object was moved), and assets-<pack>.jpg, every body, table and texture: of generated
+packs to docs/img, of the paper's, whose pictures are not ours to hand on, to lightning_logs/gallery.
 """
 
 from __future__ import annotations
