@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vlapost.config import UserError
 
-VERSION = 2
+VERSION = 3  # 3: fingers close while the lift begins
 NAME = re.compile(r"shard-(\d{8})-(\d{8})-([0-9a-f]{16})\.arrow")
 TEMPORARY = ".shard.tmp"
 SCHEMA = pa.schema(

@@ -18,7 +18,7 @@ from vlapost.envs.vector import SceneVector
 from vlapost.planner.actions import CLOSED, OPEN, vertical_actions
 from vlapost.planner.grasp import grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
-from vlapost.planner.planner import CLOSE_STEPS, Situation, path_actions, plan_path
+from vlapost.planner.planner import Situation, path_actions, plan_path
 
 FloatArray = NDArray[np.float64]
 # Shares: a grasp beside the object, an object put down elsewhere, one already grasped; the others go anywhere.
@@ -60,7 +60,7 @@ def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np
     depth = rng.uniform(*DEPTH) if rng.random() < PRESSED else 0.0
     if LOST <= drawn < LOST + GRASPED:
         depth = rng.uniform(*DEPTH)
-        closed = gripper.index(CLOSED) + CLOSE_STEPS
+        closed = gripper.index(CLOSED) + 1
         rest = path_actions(planner, path[closed:], gripper[closed:])
         path, gripper = path[: closed + 1], gripper[:closed]
     moves = [path_actions(planner, path, gripper), vertical_actions(-depth, gripper[-1])]
