@@ -21,8 +21,11 @@ from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, path_actions, plan_path
 
 FloatArray = NDArray[np.float64]
-# Shares: a grasp beside the object, an object put down elsewhere, one already grasped; the others go anywhere.
-MISSED, LOST, GRASPED = 0.5, 0.15, 0.15
+# What happens first: an object is put down elsewhere, or grasped as it should be; the gripper comes to the receptacle
+# without the object, closes beside it, or goes anywhere.
+KINDS = ("lost", "grasped", "empty", "missed", "anywhere")
+SHARES = (0.1, 0.1, 0.25, 0.4, 0.15)
+BESIDE, RELEASED = 0.02, (0.02, 0.06)  # metres from the receptacle's middle, at most, and above it
 MISS = (0.01, 0.06)  # metres between a missed grasp and the right one
 # Share after which the controller's target is pushed down (always with the object grasped), and how far in metres.
 PRESSED, DEPTH = 0.5, (0.02, 0.10)
@@ -46,19 +49,19 @@ class Spoilt:
 
 def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np.random.Generator) -> Spoilt | None:
     """Carry out a disturbance in a one-scene environment; None if the drawn one is impossible."""
-    drawn = rng.random()
-    if drawn < LOST:
+    kind = rng.choice(KINDS, p=SHARES)
+    if kind == "lost":
         elsewhere = np.array([*rng.uniform(LOW, HIGH)[:2], situation.receptacle[2]])
         planned = plan_path(planner, replace(situation, receptacle=elsewhere))
-    elif drawn < LOST + GRASPED:
+    elif kind == "grasped":
         planned = plan_path(planner, situation)
     else:
-        planned = _reach(planner, situation, rng, beside=drawn < LOST + GRASPED + MISSED)
+        planned = _reach(planner, situation, rng, kind)
     if planned is None:
         return None
     (path, gripper), rest = planned, None
     depth = rng.uniform(*DEPTH) if rng.random() < PRESSED else 0.0
-    if LOST <= drawn < LOST + GRASPED:
+    if kind == "grasped":
         depth = rng.uniform(*DEPTH)
         closed = gripper.index(CLOSED) + 1
         rest = path_actions(planner, path[closed:], gripper[closed:])
@@ -71,17 +74,20 @@ def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np
 
 
 def _reach(
-    planner: ArmPlanner, situation: Situation, rng: np.random.Generator, beside: bool
+    planner: ArmPlanner, situation: Situation, rng: np.random.Generator, kind: str
 ) -> tuple[FloatArray, list[float]] | None:
-    """A motion to a missed grasp or to anywhere, after which the fingers are mostly closed."""
+    """A motion to a missed grasp, to the receptacle or to anywhere, after which the fingers are mostly closed."""
     box = upright_box(situation.surface)
     _, present = planner.pose(situation.qpos)
     turn = Rotation.from_euler("z", rng.uniform(-60, 60), degrees=True)
-    if beside:
+    if kind == "missed":
         distance, angle = rng.uniform(*MISS), rng.uniform(0, 2 * np.pi)
         place = grasp_place(situation.surface, box) + distance * np.array([np.cos(angle), np.sin(angle)])
         target = np.array([*place, grasp_height(box) + rng.uniform(0, 0.05)])
         rotation = turn * grasp_rotations(box, present)[0]
+    elif kind == "empty":
+        rotation = turn * grasp_rotations(box, present)[0]
+        target = situation.receptacle + np.array([*rng.uniform(-BESIDE, BESIDE, 2), rng.uniform(*RELEASED)])
     else:
         target, rotation = rng.uniform(LOW, HIGH), turn * present
     motion = planner.plan(situation.qpos, target, rotation)
