@@ -19,8 +19,8 @@ APPROACH = 0.05  # metres above the grasp before descending, at least
 CLEARANCE = 0.015  # metres, at least, between object and fingertips while approaching
 LIFT = 0.10  # metres above the grasp before carrying
 RELEASE = 0.01  # metres between the bottom of the object and the receptacle's origin when the gripper opens
-# rad/s^2 of the lift, a third of the usual: the fingers close on its first two steps, which rise 2 and 7 mm. Closing never
-# stands still: a policy that cannot see whether its fingers are closed would repeat an action without motion for ever.
+# rad/s^2 of the lift, a third of the usual: the fingers close on its first two steps, which rise 2 and 7 mm. Closing
+# never stands still: a policy that cannot see whether its fingers are closed would repeat it without motion for ever.
 SLOW = 0.3
 OPEN_STEPS = 2  # control steps without motion; in the second the object comes to rest
 
