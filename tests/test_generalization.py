@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlapost import config, generalization
+from vlapost import config, generalization, recipe
 from vlapost.config import UserError
 from vlapost.envs.setups import EVALUATED
 from vlapost.evaluation import log
@@ -166,3 +166,17 @@ def test_folders_tell_apart_what_may_not_be_counted_together() -> None:
     folders = [generalization.folder(config.load("base", [word])) for word in words]
     assert folders[0] == generalization.folder(config.load("base"))
     assert len(set(folders)) == len(words)
+
+
+def test_your_own_function_can_act() -> None:
+    from vlapost.build import build_actor
+
+    actor = build_actor(config.load("base", ["evaluation.actor=os.path:basename"]))
+    assert actor.act("a/b") == "b"  # type: ignore[arg-type]
+    for name in ("no_such_module:act", "os.path:nothing"):
+        with pytest.raises(UserError, match=f"evaluation.actor is '{name}', which cannot be imported"):
+            build_actor(config.load("base", [f"evaluation.actor={name}"]))
+    with pytest.raises(UserError, match="it must be policy, planner, random or module:function"):
+        config.load("base", ["evaluation.actor=chance"])
+    with pytest.raises(UserError, match="a recipe evaluates the policy it trains"):
+        recipe.run(["evaluation.actor=planner"])
