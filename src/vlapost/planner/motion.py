@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import mplib
 import numpy as np
 from mplib.pymp import ArticulatedModel, PlanningWorld
@@ -11,6 +13,8 @@ from scipy.spatial.transform import Rotation
 from vlapost.assets.pack import Pack
 
 FloatArray = NDArray[np.float64]
+
+logging.getLogger("toppra").setLevel(logging.ERROR)  # a path without timing is answered by another, not by a warning
 
 GRIPPER_LINK = "ee_gripper_link"
 JOINT_LIMIT = 0.9  # rad/s and rad/s^2, of every arm joint
