@@ -13,7 +13,7 @@ Every batch is a frozen dataclass with its own `.to(device)`: Lightning moves ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -256,7 +256,8 @@ class Actor(Protocol):
     """Whatever acts in an evaluation: a checkpoint, the planner, chance, a function of yours."""
 
     def session(self) -> AbstractContextManager[None]:
-        """Entered for a number of episodes in which the actor does not change."""
+        """Entered for a number of episodes in which the actor does not change; by default there is nothing to do."""
+        return nullcontext()
 
     def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """`env` has been reset to these episodes; what is drawn in one follows from its id and the seed."""

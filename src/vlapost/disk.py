@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file; it appears under its name when it is complete."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+        flush_entry(partial)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file meanwhile; it gets its name `path` when the block is done. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    flush_entry(partial)
+    yield partial
     os.replace(partial, path)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vlapost import cli, config
 from vlapost.config import ROOT, Config
+from vlapost.disk import whole
 
 if TYPE_CHECKING:
     from vlapost.assets.gallery import Picture
@@ -80,10 +81,8 @@ def write(path: Path, picture: Picture) -> None:
     """Write `[H, W, 3]` RGB as JPEG; the file appears under its name when it is complete."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial-{path.name}")
-    Image.fromarray(picture).save(partial, quality=QUALITY)
-    partial.rename(path)
+    with whole(path) as partial:
+        Image.fromarray(picture).save(partial, quality=QUALITY)
     cli.console.print(f"Wrote {path}.", soft_wrap=True)
 
 

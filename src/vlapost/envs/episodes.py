@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -118,6 +119,7 @@ def instruction(template: int, object_name: str, receptacle_name: str) -> str:
     return TEMPLATES[template].format(object=object_name, receptacle=receptacle_name)
 
 
+@cache  # asked for at every attempt of a demonstration
 def reserved(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
     """Ids from which training never starts: the held-out list of this set, and of every other that starts alike.
 

@@ -32,15 +32,16 @@ def layers(
         `[E, H, W, 3]` float32 and `[E, H, W]` bool.
     """
     height, width = labels.shape[1:]
-    boxes = [foreground_box(part) for part in labels]
+    whole = (0, 0, height, width)
+    unlimited = everything and keys is not None  # the only case that does not ask where the bodies are
+    boxes = [whole if unlimited else foreground_box(part) for part in labels]
     if keys is not None:
         crops = [random_crop(np.random.default_rng(key), height, width) for key in keys]
-        targets = [(0, 0, height, width)] * len(boxes) if everything else boxes
-        found = [layer(*given) for given in zip(textures, crops, targets)]
+        found = [layer(*given) for given in zip(textures, crops, boxes)]
     elif everything:
         found = [doubled_layer(*given) for given in zip(textures, boxes)]
     else:
-        found = [layer(texture, (0, 0, height, width), box) for texture, box in zip(textures, common_size(boxes))]
+        found = [layer(texture, whole, box) for texture, box in zip(textures, common_size(boxes))]
     shown = torch.ones_like(labels, dtype=torch.bool) if everything else labels != BACKGROUND
     return torch.stack(found), shown
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlapost.contracts import ACTION_BINS, ACTION_DIM, Observation, Policy, VectorEnv
+from vlapost.contracts import ACTION_BINS, ACTION_DIM, Actor, Observation, Policy, VectorEnv
 
 # Largest action of the random actor: metres, radians (intrinsic XYZ), gripper; about the range of the demonstrations.
 RANDOM_LIMIT = (0.03, 0.035, 0.035, 0.01, 0.01, 0.2, 1.0)
 
 
-class PolicyActor:
+class PolicyActor(Actor):
     """A policy: temperature 0 takes the likeliest tokens, above it samples from the `top_k` likeliest (0: all)."""
 
     def __init__(self, policy: Policy, temperature: float, top_k: int) -> None:
@@ -38,12 +38,8 @@ class PolicyActor:
         return self.policy.decode(output.action_tokens)
 
 
-class RandomActor:
+class RandomActor(Actor):
     """Uniform actions, the same for the same seed and episode whoever shares the batch."""
-
-    def session(self) -> AbstractContextManager[None]:
-        """Nothing to prepare."""
-        return nullcontext()
 
     def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Seed each episode."""
@@ -55,18 +51,18 @@ class RandomActor:
         return (2 * share - 1) * torch.tensor(RANDOM_LIMIT)
 
 
-class FunctionActor:
+class FunctionActor(Actor):
     """Any function from an observation (see `contracts.Observation`) to actions `[E, A]`."""
 
     def __init__(self, function: Callable[[Observation], Tensor]) -> None:
-        self.act = function
-
-    def session(self) -> AbstractContextManager[None]:
-        """Nothing to prepare."""
-        return nullcontext()
+        self.function = function
 
     def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Nothing to remember."""
+
+    def act(self, observation: Observation) -> Tensor:
+        """Actions `[E, A]`."""
+        return self.function(observation)
 
 
 class EpisodeNoise:

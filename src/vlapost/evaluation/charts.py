@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlapost.disk import whole
+
 if TYPE_CHECKING:
     from vlapost.evaluation.episodes import EpisodeResult
 
@@ -79,10 +81,9 @@ def pyplot() -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure; the file appears under its name when it is complete."""
-    partial = path.with_name(f"partial-{path.name}")
-    figure.savefig(partial, dpi=120, bbox_inches="tight")
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=120, bbox_inches="tight")
     pyplot().close(figure)
-    partial.replace(path)
 
 
 def _bar(axis: Any, values: Sequence[Mapping[str, float]], colour: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlapost.contracts import Observation, VectorEnv
+from vlapost.contracts import Actor, Observation, VectorEnv
 from vlapost.envs.vector import SceneVector
 from vlapost.planner.actions import CLOSED, OPEN
 from vlapost.planner.demonstrate import situation_of
@@ -24,7 +23,7 @@ AT_REST = 0.002  # metres between two control steps
 Actions = deque[NDArray[np.float32]]
 
 
-class PlannerActor:
+class PlannerActor(Actor):
     """Plans each episode once, and again where the object is moved before the fingers close. CPU scenes only.
 
     It knows nothing of a second object or receptacle beside the right one, and nothing of what the picture shows.
@@ -32,10 +31,6 @@ class PlannerActor:
 
     def __init__(self) -> None:
         self.planner: ArmPlanner | None = None
-
-    def session(self) -> AbstractContextManager[None]:
-        """Nothing to prepare."""
-        return nullcontext()
 
     def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Plan every episode."""
