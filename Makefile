@@ -1,6 +1,6 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery
+.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -29,7 +29,13 @@ train-sft: $(INSTALLED)  ## Supervised fine-tuning on demonstrations
 	@$(PYTHON) -m vlapost.train sft $(ARGS)
 
 train-ppo: $(INSTALLED)  ## Reinforcement learning with PPO, with all stages before it
-	@$(PYTHON) -m vlapost.recipe ppo $(ARGS)
+	@$(PYTHON) -m vlapost.recipe $(or $(CONF),ppo) $(ARGS)
+
+train-grpo: $(INSTALLED)  ## The same with GRPO: no critic, groups of episodes from the same start
+	@$(PYTHON) -m vlapost.recipe $(or $(CONF),grpo) $(ARGS)
+
+train-tpo: $(INSTALLED)  ## The same with TPO: preferences between whole episodes
+	@$(PYTHON) -m vlapost.recipe $(or $(CONF),tpo) $(ARGS)
 
 learning-curve: $(INSTALLED)  ## PPO for 400,000 steps against SFT on up to 4,000 demonstrations (hours; resumable)
 	@$(PYTHON) -m vlapost.curve $(ARGS)

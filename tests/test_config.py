@@ -17,8 +17,8 @@ def test_every_file_loads(name: str) -> None:
 
 
 def test_overrides_come_last_and_are_typed() -> None:
-    c = config.load("ppo", ["env.num_envs=3", "optim.lr=1e-3", "env.image_size=[64,96]", "policy.critic=true"])
-    assert (c.env.num_envs, c.optim.lr, c.env.image_size, c.policy.critic) == (3, 1e-3, [64, 96], True)
+    c = config.load("ppo", ["env.num_envs=3", "optim.lr=1e-3", "env.image_size=[64,96]", "policy.critic=hn"])
+    assert (c.env.num_envs, c.optim.lr, c.env.image_size, c.policy.critic) == (3, 1e-3, [64, 96], "hn")
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["env.image_size=[64"], ["override", "cannot be read"]),
         ("base", ["env=3"], ["command line", "section"]),
         ("base", ["env.num_envs=0"], ["env.num_envs is 0", "1 or more"]),
-        ("base", ["algorithm.name=pp"], ["'pp'", "sft or ppo"]),
+        ("base", ["algorithm.name=pp"], ["'pp'", "sft, ppo, grpo, tpo"]),
         ("base", ["trainer.precision=16-true"], ["trainer.precision", "bf16-true"]),
-        ("sft", ["policy.critic=true"], ["policy.critic", "SFT"]),
+        ("sft", ["policy.critic=h0"], ["policy.critic", "SFT"]),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(name: str, words: list[str], parts: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import lightning as L
@@ -11,9 +12,9 @@ import torch
 from vlapost.config import UserError, load
 from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyOutput, Rollout, Step
 from vlapost.experience.augment import augment, repaint
-from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
+from vlapost.experience.buffer import DemoBatches, Minibatches, seeded, shuffled
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
-from vlapost.experience.datamodule import check_batches, explained_variance, to_go
+from vlapost.experience.datamodule import ExperienceModule, check_batches, explained_variance, to_go
 
 T, E = 4, 3
 
@@ -26,7 +27,7 @@ def rollout_of(value: float = 0.0) -> Rollout:
         image=number.view(T, E, 1, 1, 1).expand(T, E, 2, 2, 3).to(torch.uint8),
         instruction=("a", "b", "c"),
         action_tokens=number.long().view(T, E, 1).expand(T, E, 7),
-        logprob=number,
+        logprob=number.unsqueeze(-1).expand(T, E, 7),
         value=number,
         reward=number + value,
         last_value=torch.zeros(E),
@@ -39,25 +40,28 @@ def minibatches(passes: int = 1, collect_fn=rollout_of) -> Minibatches:
     def advantage(r: Rollout):
         return r.reward * 2, r.reward * 3
 
-    return Minibatches(collect_fn, advantage, T * E, 4, passes, seeded(0))
+    cut = partial(shuffled, advantage=advantage, batch_size=4, passes=passes)
+    return Minibatches(collect_fn, cut, passes * T * E // 4, seeded(0))
 
 
 def test_every_sample_once_per_pass_with_its_own_fields():
     batches = list(minibatches(passes=2))
     assert len(batches) == len(minibatches(passes=2)) == 6
-    numbers = torch.cat([b.logprob for b in batches])
+    numbers = torch.cat([b.logprob[:, 0] for b in batches])
     assert (
         sorted(numbers[:12].tolist())
         == sorted(numbers[12:].tolist())
-        == sorted(rollout_of().logprob.flatten().tolist())
+        == sorted(rollout_of().value.flatten().tolist())
     )
     assert numbers[:12].tolist() != numbers[12:].tolist()
     for b in batches:
-        assert torch.equal(b.action_tokens[:, 0].float(), b.logprob)
-        assert torch.equal(b.observation.image[:, 0, 0, 0].float(), b.logprob)
-        assert torch.equal(b.advantage, 2 * b.logprob)
-        assert torch.equal(b.return_, 3 * b.logprob)
-        assert list(b.observation.instruction) == ["abc"[int(n) % 10] for n in b.logprob]
+        number = b.logprob[:, 0]
+        assert torch.equal(b.action_tokens[:, 0].float(), number)
+        assert torch.equal(b.observation.image[:, 0, 0, 0].float(), number)
+        assert torch.equal(b.value, number)
+        assert torch.equal(b.advantage, 2 * number)
+        assert torch.equal(b.return_, 3 * number)
+        assert list(b.observation.instruction) == ["abc"[int(n) % 10] for n in number]
 
 
 def test_lightning_collects_once_per_iteration_and_never_with_stale_weights():
@@ -151,7 +155,8 @@ def test_collect_lines_up_observation_action_and_reward():
 
         def act(self, observation, noise, temperature):
             seen = observation.image[:, 0, 0, 0].long()
-            return PolicyOutput(seen.view(-1, 1).expand(-1, 7), -seen.float(), seen.float() / 2)
+            tokens = seen.view(-1, 1).expand(-1, 7)
+            return PolicyOutput(tokens, -tokens.float(), seen.float() / 2)
 
         def decode(self, tokens):
             return tokens.float()
@@ -165,7 +170,7 @@ def test_collect_lines_up_observation_action_and_reward():
     assert r.image.shape == (3, 4, 2, 2, 3)
     assert torch.equal(r.reward, torch.ones(3, 4))
     assert torch.equal(r.action_tokens[:, :, 0], torch.arange(3).view(3, 1).expand(3, 4))
-    assert torch.equal(r.logprob, -torch.arange(3.0).view(3, 1).expand(3, 4))
+    assert torch.equal(r.logprob, -torch.arange(3.0).view(3, 1, 1).expand(3, 4, 7))
     assert r.last_value.tolist() == [1.5] * 4
     assert r.instruction == ("do 0", "do 1", "do 2", "do 3")
     assert r.metrics.success.all()
@@ -178,7 +183,7 @@ def test_patch_features_travel_with_their_sample():
     with_patches = replace(rollout, patches=rollout.reward.view(T, E, 1, 1).expand(T, E, 2, 5))
     for batch in minibatches(collect_fn=lambda: with_patches):
         assert batch.observation.patches is not None
-        assert torch.equal(batch.observation.patches[:, 1, 4], batch.logprob)
+        assert torch.equal(batch.observation.patches[:, 1, 4], batch.logprob[:, 0])
 
 
 def test_repaint_changes_tables_and_colours_but_not_what_is_where():
@@ -250,3 +255,23 @@ def test_schedule_alternates_and_counts_only_its_own_iterations():
         loader = data.train_dataloader()
         kinds.append(loader.iteration if isinstance(loader, DemoBatches) else "rollout")
     assert kinds == ["rollout", 0, 1, "rollout", 2, 3]
+
+
+@pytest.mark.parametrize("same", [1, 4, 16])
+def test_starts_are_shared_by_neighbours_and_divided_among_processes(same: int):
+    cfg = load("ppo", ["env.num_envs=4", "experience.rounds=2", f"experience.same_start={same}"])
+
+    def starts(rank: int, epoch: int) -> list[int]:
+        data = ExperienceModule.__new__(ExperienceModule)
+        data.config = cfg
+        data.simulation = SimpleNamespace(draw=lambda n, g: torch.randint(0, 10**9, (n,), generator=g))  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, current_epoch=epoch)  # type: ignore[assignment]
+        return data._starts().tolist()
+
+    both = starts(0, 0) + starts(1, 0)
+    assert len(both) == 16
+    groups = [both[k : k + same] for k in range(0, 16, same)]
+    assert all(len(set(group)) == 1 for group in groups)
+    assert len(set(both)) == 16 // same
+    assert both == starts(0, 0) + starts(1, 0)
+    assert not set(both) & set(starts(0, 1))

@@ -46,8 +46,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(checkpoint: Path, adapter: str = "") -> PolicyConfig:
-    return PolicyConfig(str(checkpoint), adapter, "sft", lora_rank=8, lora_alpha=4, train_vision=True, critic=True)
+def config(checkpoint: Path, adapter: str = "", critic: str = "h0") -> PolicyConfig:
+    return PolicyConfig(str(checkpoint), adapter, "sft", lora_rank=8, lora_alpha=4, train_vision=True, critic=critic)
 
 
 def make(checkpoint: Path, dtype: torch.dtype = torch.float32) -> OpenVLAPolicy:
@@ -84,7 +84,7 @@ def test_recorded_logprob_is_that_of_the_distribution_drawn_from(
     noise = gumbel(3)
     output = policy.act(observation, noise, temperature)
     evaluation = policy.evaluate(observation, output.action_tokens, temperature)
-    torch.testing.assert_close(output.logprob, evaluation.logprob.sum(1).detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.logprob, evaluation.logprob.detach(), atol=1e-4, rtol=0)
     torch.testing.assert_close(output.value, evaluation.value.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(output.value, policy.value(observation).detach(), atol=1e-5, rtol=0)
     logits = policy.action_logits(observation, output.action_tokens)
@@ -96,7 +96,7 @@ def test_greedy_is_the_argmax(policy: OpenVLAPolicy, observation: Observation) -
     output = policy.act(observation, None, temperature=0.0)
     logits = policy.action_logits(observation, output.action_tokens)
     assert torch.equal(output.action_tokens, logits.argmax(-1))
-    likely = logits.log_softmax(-1).amax(-1).sum(1)
+    likely = logits.log_softmax(-1).amax(-1)
     torch.testing.assert_close(output.logprob, likely.detach(), atol=1e-4, rtol=0)
 
 
@@ -117,7 +117,7 @@ def test_padding_changes_nothing(policy: OpenVLAPolicy, observation: Observation
         one = Observation(observation.image[i : i + 1], observation.instruction[i : i + 1])
         alone = policy.features(one, bins[i : i + 1])
         torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-4, rtol=0)
-        torch.testing.assert_close(alone.h0[0], together.h0[i], atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone.hidden[0], together.hidden[i], atol=1e-4, rtol=0)
         assert torch.equal(policy.act(one, noise[i : i + 1]).action_tokens[0], drawn.action_tokens[i])
 
 
@@ -189,6 +189,74 @@ def test_learning_encoders_see_nothing_in_advance(policy: OpenVLAPolicy, observa
     assert policy.see(observation) is observation
 
 
+@pytest.mark.parametrize("critic", ["hn", "all", "separate"])
+def test_rollout_and_learner_agree_on_the_value_wherever_the_critic_reads(
+    critic: str, checkpoint: Path, observation: Observation, tmp_path: Path
+) -> None:
+    policy = load_policy(config(checkpoint, critic=critic), "cpu", torch.float32)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name or "head_l3" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    output = policy.act(observation, gumbel(3))
+    value = policy.evaluate(observation, output.action_tokens).value
+    torch.testing.assert_close(output.value, value.detach(), atol=1e-5, rtol=0)
+    assert output.value.unique().numel() == 3
+    greedy = policy.act(observation, None).value if critic != "separate" else output.value
+    torch.testing.assert_close(policy.value(observation).detach(), greedy, atol=1e-5, rtol=0)
+    value.sum().backward()
+    moved = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"value_head", "critic_network" if critic == "separate" else "network"}
+    save_policy(policy, tmp_path / "adapter")
+    again = load_policy(config(checkpoint, str(tmp_path / "adapter"), critic), "cpu", torch.float32)
+    assert torch.equal(again.act(observation, gumbel(3)).value, output.value)
+
+
+def test_a_second_network_costs_its_adapters_only(checkpoint: Path) -> None:
+    policy = load_policy(config(checkpoint, critic="separate"), "cpu", torch.float32)
+    assert policy.critic_network is not None
+    first, second = dict(policy.network.named_parameters()), dict(policy.critic_network.named_parameters())
+    assert all((first[name] is second[name]) is not p.requires_grad for name, p in first.items())
+
+
+def test_the_reference_is_the_policy_that_was_remembered(policy: OpenVLAPolicy, observation: Observation) -> None:
+    tokens = torch.randint(0, 256, (3, 7), generator=torch.Generator().manual_seed(4))
+
+    def logprob() -> torch.Tensor:
+        return policy.evaluate(observation, tokens).logprob.detach()
+
+    start = logprob()
+    weights = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    policy.remember()
+    try:
+        with torch.no_grad():
+            for parameter in policy.adapter_parameters():
+                parameter.add_(0.05)
+        learned = logprob()
+        assert not torch.allclose(learned, start, atol=1e-3)
+        with policy.reference():
+            assert torch.equal(logprob(), start)
+        assert torch.equal(logprob(), learned)
+    finally:
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                parameter.copy_(weights[name])
+
+
+def test_remembering_new_adapters_keeps_no_copy(checkpoint: Path, observation: Observation) -> None:
+    policy = load_policy(config(checkpoint), "cpu", torch.float32)
+    policy.remember()
+    assert sum(tensor.untyped_storage().nbytes() for _, tensor in policy._remembered) < 4 * 100
+    tokens = torch.zeros(3, 7, dtype=torch.int64)
+    start = policy.evaluate(observation, tokens).logprob.detach()
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters():
+            parameter.normal_(std=0.1)
+    with policy.reference():
+        assert torch.equal(policy.evaluate(observation, tokens).logprob.detach(), start)
+    assert not torch.equal(policy.evaluate(observation, tokens).logprob.detach(), start)
+
+
 def test_a_new_critic_says_zero(checkpoint: Path, observation: Observation) -> None:
     assert torch.equal(load_policy(config(checkpoint), "cpu", torch.float32).value(observation), torch.zeros(3))
 
@@ -196,7 +264,7 @@ def test_a_new_critic_says_zero(checkpoint: Path, observation: Observation) -> N
 def test_full_policy_trains_every_weight_in_use(checkpoint: Path, observation: Observation) -> None:
     policy = load_full_policy(checkpoint, "sft")
     features = policy.features(observation, torch.full((3, 7), 9))
-    (features.logits.square().sum() + features.h0.sum() + features.patches.square().sum()).backward()
+    (features.logits.square().sum() + features.hidden.sum() + features.patches.square().sum()).backward()
     trained = {name for name, p in policy.named_parameters() if p.grad is not None}
     assert trained == {name for name, p in policy.named_parameters() if p.requires_grad}
     unused = ("blocks.3.", "attn_pool.", "featurizer.norm.")
@@ -205,7 +273,7 @@ def test_full_policy_trains_every_weight_in_use(checkpoint: Path, observation: O
     }
     assert policy.sizes.patch_grid == (8, 8)
     assert features.patches.shape == (3, 64, policy.sizes.patch_dim)
-    assert features.h0.shape == (3, policy.sizes.hidden_dim)
+    assert features.hidden.shape == (3, 7, policy.sizes.hidden_dim)
 
 
 def test_folded_layer_is_pefts(policy: OpenVLAPolicy) -> None:
@@ -230,7 +298,7 @@ def test_new_weights_are_used_at_once(checkpoint: Path, observation: Observation
     with policy.fixed_weights():
         after = policy.act(observation, None)
     assert not torch.equal(before, after.logprob)
-    logprob = policy.evaluate(observation, after.action_tokens).logprob.sum(1).detach()
+    logprob = policy.evaluate(observation, after.action_tokens).logprob.detach()
     torch.testing.assert_close(after.logprob, logprob, atol=1e-4, rtol=0)
     assert all(m.kept is None for m in policy.modules() if isinstance(m, FoldedLinear))
 
@@ -241,7 +309,7 @@ def test_bfloat16_base_keeps_float32_adapters(checkpoint: Path, observation: Obs
     output = policy.act(observation, gumbel(3))
     evaluation = policy.evaluate(observation, output.action_tokens)
     assert output.logprob.dtype == evaluation.logprob.dtype == torch.float32
-    torch.testing.assert_close(output.logprob, evaluation.logprob.sum(1).detach(), atol=0.1, rtol=0)
+    torch.testing.assert_close(output.logprob, evaluation.logprob.detach(), atol=0.1, rtol=0)
 
 
 def test_adapter_folder_round_trip(checkpoint: Path, observation: Observation, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_teacher_forced(policy: OpenVLAPolicy, observation: Observation, expecte
     features = policy.features(observation, bins)
     close(features.logits, action_range("forced.logits_action_range", expected), LOGITS)
     close(features.logits, expected["rl.eval_forced.logits_256"].flip(-1), LOGITS)
-    close(features.h0, expected["forced.last_hidden_first_action"], FEATURES)
+    close(features.hidden[:, 0], expected["forced.last_hidden_first_action"], FEATURES)
     close(features.patches, expected["vision.patch_features"], FEATURES)
     evaluation = policy.evaluate(observation, bins)
     close(evaluation.logprob, expected["forced.logprob_256"], LOGITS)

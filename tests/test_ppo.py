@@ -49,7 +49,7 @@ def test_gae_keeps_episodes_apart():
 def test_clipped_surrogate():
     # ratios 1.5, 0.5, 1.1 and advantages 1, -1, 2: min(1.5, 1.2) = 1.2, min(-0.5, -0.8) = -0.8, 2.2
     ratio = torch.tensor([1.5, 0.5, 1.1], dtype=torch.float64)
-    out = clipped_surrogate(ratio.log(), torch.zeros(3), torch.tensor([1.0, -1.0, 2.0]), clip=0.2)
+    out = clipped_surrogate(ratio.log()[:, None], torch.zeros(3, 1), torch.tensor([1.0, -1.0, 2.0]), 0.2, "action")
     assert out.loss.item() == pytest.approx(-(1.2 - 0.8 + 2.2) / 3, abs=1e-12)
     assert out.clip_fraction.item() == pytest.approx(2 / 3)
     kl = ((0.5 - math.log(1.5)) + (-0.5 - math.log(0.5)) + (0.1 - math.log(1.1))) / 3
@@ -59,10 +59,22 @@ def test_clipped_surrogate():
 
 def test_clipped_samples_have_no_gradient():
     # ratio 1.5 with A > 0 and ratio 0.5 with A < 0 lie beyond the clip; ratio 0.5 with A > 0 is pulled back
-    logprob = torch.tensor([1.5, 0.5, 0.5]).log().requires_grad_()
-    clipped_surrogate(logprob, torch.zeros(3), torch.tensor([1.0, -1.0, 1.0]), 0.2).loss.backward()
+    logprob = torch.tensor([[1.5], [0.5], [0.5]]).log().requires_grad_()
+    clipped_surrogate(logprob, torch.zeros(3, 1), torch.tensor([1.0, -1.0, 1.0]), 0.2, "action").loss.backward()
     assert logprob.grad is not None
-    assert logprob.grad.tolist() == pytest.approx([0.0, 0.0, -0.5 / 3])
+    assert logprob.grad.squeeze(1).tolist() == pytest.approx([0.0, 0.0, -0.5 / 3])
+
+
+def test_ratio_per_action_or_per_dimension():
+    # tokens with ratios 1.5 and 0.5: the action's is 0.75, which the clip pulls to 0.8 where A < 0;
+    # per dimension: A = 2: min(3, 2.4) = 2.4 and min(1, 1.6) = 1, A = -2: min(-3, -2.4) = -3 and min(-1, -1.6) = -1.6
+    logprob = torch.tensor([[1.5, 0.5], [1.5, 0.5]], dtype=torch.float64).log()
+    old, advantage = torch.zeros(2, 2), torch.tensor([2.0, -2.0])
+    action = clipped_surrogate(logprob, old, advantage, 0.2, "action")
+    dimension = clipped_surrogate(logprob, old, advantage, 0.2, "dimension")
+    assert action.loss.item() == pytest.approx(-(2 * 0.75 - 2 * 0.8) / 2, abs=1e-12)
+    assert dimension.loss.item() == pytest.approx(-(2.4 + 1.0 - 3.0 - 1.6) / 4, abs=1e-12)
+    assert action.clip_fraction.item() == dimension.clip_fraction.item() == 1.0
 
 
 def test_clipped_value_loss():
@@ -78,6 +90,15 @@ def test_token_cross_entropy():
     assert token_cross_entropy(logits, tokens).item() == pytest.approx(math.log(256), rel=1e-6)
     logits[0, torch.arange(7), torch.arange(7)] = math.log(3)
     assert token_cross_entropy(logits, tokens).item() == pytest.approx(math.log(258 / 3), rel=1e-6)
+
+
+def test_soft_targets_are_a_normal_distribution_around_the_bin():
+    # width 1, token 100: weights 1, exp(-1/2) twice, exp(-2) twice, ...; logits log 3 at the bin's right neighbour
+    weights = [math.exp(-0.5 * (b - 100) ** 2) for b in range(256)]
+    logits = torch.zeros(1, 1, 256)
+    logits[0, 0, 101] = math.log(3)
+    expected = math.log(258) - weights[101] / sum(weights) * math.log(3)
+    assert token_cross_entropy(logits, torch.tensor([[100]]), 1.0).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_reduced_mean_std_is_the_population_form():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vlapost import config, train
+from vlapost.algorithms.base import PolicyModule
 from vlapost.algorithms.pretrain import Pretrain
 from vlapost.build import build_experience, build_module, build_policy, demo_feed
 from vlapost.config import ROOT, Config, UserError
-from vlapost.contracts import DemoBatch, GroundedBatch, RolloutBatch
+from vlapost.contracts import DemoBatch, GroundedBatch, Observation, RolloutBatch
 from vlapost.experience.datamodule import DemoFeed
 from vlapost.policies.policy import load_full_policy
 
@@ -64,8 +67,6 @@ def noise_feed(cfg: Config, policy) -> DemoFeed:
     tokens = torch.randint(0, 256, (12, 7), generator=generator)
 
     def make(index, generator):
-        from vlapost.contracts import Observation
-
         return DemoBatch(Observation(image[index], ("put carrot on plate",) * len(index)), tokens[index])
 
     return DemoFeed(12, make)
@@ -101,8 +102,10 @@ def fit(cfg: Config, folder: Path, cut: bool = False) -> dict[str, torch.Tensor]
         ("ppo", [*PPO, "policy.train_vision=true"]),
         ("ppo", [*PPO, "policy.train_vision=false"]),
         ("ppo", [*PPO, "experience.schedule=[rollout,demos]", "experience.demo_steps=2"]),
+        ("grpo", [*PPO, "experience.same_start=2"]),
+        ("tpo", [*PPO, "experience.same_start=2", "optim.accumulate=4"]),
     ],
-    ids=["sft", "ppo", "frozen encoders", "alternating"],
+    ids=["sft", "ppo", "frozen encoders", "alternating", "grpo", "tpo"],
 )
 def test_resume_equals_uninterrupted_bitwise(name: str, words: list[str], tiny: Path, tmp_path: Path):
     cfg = settings(name, words, tiny, 2)
@@ -168,7 +171,7 @@ def test_first_minibatch_has_ratio_one(tiny: Path):
     for batch in batches:
         with torch.no_grad():
             new = policy.evaluate(batch.observation, batch.action_tokens)
-        ratio = (new.logprob.sum(-1) - batch.logprob).exp()
+        ratio = (new.logprob - batch.logprob).sum(-1).exp()
         assert (ratio - 1).abs().max() < 1e-3
         torch.testing.assert_close(new.value, batch.value, atol=1e-3, rtol=0)
     advantage = torch.cat([b.advantage for b in batches])
@@ -215,20 +218,77 @@ def test_sft_lowers_its_loss_and_changes_only_the_adapter(tiny: Path):
     assert all(torch.equal(p, frozen[n]) for n, p in policy.named_parameters() if n in frozen)
 
 
-def test_kl_stop_leaves_the_weights_alone(tiny: Path):
-    cfg = settings("ppo", PPO, tiny, 1)
+def quiet(name: str, tiny: Path) -> tuple[PolicyModule, torch.optim.Optimizer, list[torch.nn.Parameter]]:
+    """A learning rule without a trainer, and its optimiser, which has moments already."""
+    cfg = settings(name, [] if name == "sft" else PPO, tiny, 1)
     module = build_module(cfg, build_policy(cfg))
     optimizer = module.configure_optimizers()["optimizer"]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     module.log = lambda *a, **k: None  # type: ignore[method-assign,assignment]
-    for stopped in (False, True):
-        before = [p.detach().clone() for p in parameters]
-        for p in parameters:
-            p.grad = torch.ones_like(p)
-        module.stopped = stopped
-        module.on_before_optimizer_step(optimizer)
-        optimizer.step()
-        assert all(torch.equal(a, b) for a, b in zip(before, parameters)) is stopped
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step(module, optimizer, parameters, 1.0)
+    return module, optimizer, parameters
+
+
+def step(module: PolicyModule, optimizer, parameters: list[torch.nn.Parameter], gradient: float) -> bool:
+    """One update with that gradient everywhere; whether any weight has changed."""
+    before = [p.detach().clone() for p in parameters]
+    for p in parameters:
+        p.grad = torch.full_like(p, gradient)
+    module.on_before_optimizer_step(optimizer)
+    optimizer.step()
+    return not all(torch.equal(a, b) for a, b in zip(before, parameters))
+
+
+def test_kl_stop_leaves_the_weights_alone(tiny: Path):
+    module, optimizer, parameters = quiet("ppo", tiny)
+    module.stopped = True
+    assert not step(module, optimizer, parameters, 1.0)
+    module.on_train_epoch_start()
+    assert step(module, optimizer, parameters, 1.0)
+
+
+@pytest.mark.parametrize("gradient", [0.0, float("nan"), float("inf")])
+def test_an_empty_or_infinite_gradient_leaves_the_weights_alone(gradient: float, tiny: Path):
+    module, optimizer, parameters = quiet("sft", tiny)
+    module.newest_batch = DemoBatch(Observation(torch.zeros(1, 2, 2, 3), ("do",)), torch.zeros(1, 7))
+    assert not step(module, optimizer, parameters, gradient)
+    assert step(module, optimizer, parameters, 1.0)
+
+
+def test_three_infinite_gradients_in_a_row_stop_the_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    module, optimizer, parameters = quiet("ppo", tiny)
+    module._trainer = SimpleNamespace(log_dir=None, global_step=7, global_rank=0)  # type: ignore[assignment]
+    zeros = torch.zeros(2)
+    observation = Observation(torch.zeros(2, 2, 2, 3, dtype=torch.uint8), ("do", "do"))
+    batch = RolloutBatch(observation, torch.zeros(2, 7), torch.zeros(2, 7), zeros, torch.tensor([1.0, torch.nan]), zeros)
+    module.on_train_batch_start(batch, 0)
+    for _ in range(2):
+        assert not step(module, optimizer, parameters, float("nan"))
+    assert step(module, optimizer, parameters, 1.0)  # a good one in between: counted from the start again
+    for _ in range(2):
+        assert not step(module, optimizer, parameters, float("nan"))
+    before = [p.detach().clone() for p in parameters]
+    with pytest.raises(UserError, match=r"3 updates in a row .* step 7 \(not finite in it: advantage\)"):
+        step(module, optimizer, parameters, float("nan"))
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters))
+    written = load_file(tmp_path / "not-finite-0.safetensors")
+    assert written["advantage"][0] == 1
+    assert written["advantage"][1].isnan()
+    assert written["image"].shape == (2, 2, 2, 3)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("critic", ["hn", "all", "separate"])
+def test_every_place_of_the_critic_trains(critic: str, tiny: Path, tmp_path: Path):
+    cfg = settings("ppo", [*PPO, f"policy.critic={critic}"], tiny, 1)
+    start = {n: p.detach().clone() for n, p in build_policy(cfg).named_parameters() if p.requires_grad}
+    end = fit(cfg, tmp_path / critic)
+    assert {name.removeprefix("policy.") for name in end} == set(start)
+    moved = {n for n, p in start.items() if not torch.equal(p, end[f"policy.{n}"])}
+    assert any(n.startswith("value_head") for n in moved)
+    assert any(n.startswith("network") for n in moved)
+    assert any(n.startswith("critic_network") for n in moved) is (critic == "separate")
 
 
 def test_a_run_keeps_its_settings(tiny: Path, tmp_path: Path):
@@ -254,7 +314,7 @@ def test_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
 def test_unknown_algorithm(tiny: Path):
     cfg = settings("ppo", PPO, tiny, 1)
     wrong = replace(cfg, algorithm=replace(cfg.algorithm, name="dqn"))
-    with pytest.raises(UserError, match="'dqn'; it must be sft or ppo"):
+    with pytest.raises(UserError, match="'dqn'; it must be sft, ppo, grpo or tpo"):
         build_module(wrong, build_policy(cfg))
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vlapost.algorithms.base import PolicyModule
+from vlapost.algorithms.grpo import GRPO
 from vlapost.algorithms.ppo import PPO
 from vlapost.algorithms.sft import SFT
+from vlapost.algorithms.tpo import TPO
 from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import Actor, DemoBatch, Observation, VectorEnv
 from vlapost.envs import episodes
@@ -21,6 +24,7 @@ from vlapost.evaluation.actors import FunctionActor, PolicyActor, RandomActor
 from vlapost.evaluation.episodes import run_episodes
 from vlapost.evaluation.summary import METRICS
 from vlapost.experience.augment import augment
+from vlapost.experience.buffer import Cut, paired, shuffled
 from vlapost.experience.datamodule import DemoFeed, ExperienceModule, samples
 from vlapost.experience.demos import DemoDataset
 from vlapost.planner.actor import PlannerActor
@@ -59,12 +63,30 @@ def build_actor(config: Config) -> Actor:
 
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:
     """The learning rule named by `algorithm.name`."""
-    optim, steps = config.optim, total_steps(config)
-    if config.algorithm.name == "sft":
-        return SFT(policy, optim, steps)
-    if config.algorithm.name == "ppo":
-        return PPO(policy, config.algorithm, optim, steps, config.experience.temperature)
-    raise UserError(f"algorithm.name is '{config.algorithm.name}'; it must be sft or ppo.")
+    a, optim, steps = config.algorithm, config.optim, total_steps(config)
+    temperature, group = config.experience.temperature, config.experience.same_start
+    if a.name == "sft":
+        return SFT(policy, a, optim, steps)
+    if a.name == "ppo":
+        return PPO(policy, a, optim, steps, temperature)
+    if a.name == "grpo":
+        return GRPO(policy, a, optim, steps, temperature, group)
+    if a.name == "tpo":
+        return TPO(policy, a, optim, steps, temperature, group)
+    raise UserError(f"algorithm.name is '{a.name}'; it must be sft, ppo, grpo or tpo.")
+
+
+def build_cut(config: Config, module: PolicyModule) -> Cut | None:
+    """How a rollout becomes minibatches: of shuffled steps, or of pairs of episodes; None without rollouts."""
+    batch, passes = config.optim.batch_size, config.experience.passes
+    if isinstance(module, PPO | GRPO):
+        return partial(shuffled, advantage=module.advantage, batch_size=batch, passes=passes)
+    if isinstance(module, TPO):
+        return partial(
+            paired, pairs=module.pairs, weigh=module.weigh,
+            batch_size=batch, accumulate=config.optim.accumulate, passes=passes,
+        )  # fmt: skip
+    return None
 
 
 def total_steps(config: Config) -> int:
@@ -83,7 +105,7 @@ def build_experience(
     return ExperienceModule(
         config,
         policy,
-        module.advantage if isinstance(module, PPO) else None,
+        build_cut(config, module),
         simulation,
         feed or (lambda: demo_feed(config, policy)),
         simulation.held_out,

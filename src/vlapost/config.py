@@ -2,6 +2,8 @@
 
     conf/base.yaml  <-  conf/<name>.yaml (only what differs)  <-  key=value words of the command line
 
+A name of several words, ppo_dimension, is what differs from conf/ppo.yaml.
+
 The dataclasses below say which keys exist and of which type; `conf/base.yaml` gives each its value and its comment.
 This file imports neither torch nor the simulator, so a wrong key stops a command before anything heavy loads.
 """
@@ -12,6 +14,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -53,7 +56,7 @@ class PolicyConfig:
     lora_rank: int
     lora_alpha: int
     train_vision: bool
-    critic: bool
+    critic: str
 
 
 @dataclass
@@ -79,6 +82,7 @@ class ExperienceConfig:
     demo_steps: int
     rounds: int
     passes: int
+    same_start: int
     temperature: float
     augment: bool
 
@@ -93,6 +97,10 @@ class AlgorithmConfig:
     clip: float
     value_clip: float
     huber_delta: float
+    ratio: str
+    advantage: str
+    beta: float
+    soft_targets: float
     policy_coef: float
     value_coef: float
     entropy_coef: float
@@ -183,8 +191,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: an unknown file or key, or a value of the wrong type; the sentence names it and the nearest.
     """
-    path = CONF / f"{name}.yaml"
-    if not path.is_file():
+    if not (CONF / f"{name}.yaml").is_file():
         known = sorted(p.stem for p in CONF.glob("*.yaml"))
         raise UserError(f"There is no configuration conf/{name}.yaml; there are: {', '.join(known)}.")
     for word in overrides:
@@ -193,8 +200,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"Override '{word}' is not of the form key=value.")
         _check_key(key, f"override '{word}'")
     layers = [(CONF / "base.yaml", OmegaConf.load(CONF / "base.yaml"))]
-    if name != "base":
-        layers.append((path, OmegaConf.load(path)))
+    for part in accumulate(name.split("_"), "{}_{}".format):  # ppo_dimension is what differs from ppo
+        if part != "base" and (path := CONF / f"{part}.yaml").is_file():
+            layers.append((path, OmegaConf.load(path)))
     try:
         layers.append((Path("command line"), OmegaConf.from_dotlist(list(overrides))))
     except YAMLError as error:
@@ -255,10 +263,14 @@ def _check_key(key: str, where: str) -> None:
 
 AT_LEAST_ONE = (
     "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers", "demos.shard_episodes",
-    "experience.demo_steps", "experience.rounds", "experience.passes", "optim.batch_size", "optim.accumulate",
+    "experience.demo_steps", "experience.rounds", "experience.passes", "experience.same_start", "optim.batch_size", "optim.accumulate",
     "trainer.iterations", "evaluation.episodes", "evaluation.workers", "generalization.seeds",
 )  # fmt: skip
 ONE_OF = {
+    "policy.critic": ("none", "h0", "hn", "all", "separate"),
+    "algorithm.name": ("sft", "ppo", "grpo", "tpo", "pretrain"),
+    "algorithm.ratio": ("action", "dimension"),
+    "algorithm.advantage": ("group", "valid", "whole"),
     "demos.filter": ("merge", "drop", "none"),
     "optim.schedule": ("constant", "cosine"),
     "trainer.accelerator": ("auto", "cpu"),
@@ -281,14 +293,19 @@ def _check_values(config: Config) -> None:
         raise UserError(f"evaluation.top_k is {e.top_k}; it must be between 0 and 256, the number of action bins.")
     if config.experience.temperature <= 0:
         raise UserError(f"experience.temperature is {config.experience.temperature}; it must be above 0.")
-    if config.algorithm.name not in ("sft", "ppo", "pretrain"):
-        raise UserError(f"algorithm.name is '{config.algorithm.name}'; it must be sft or ppo.")
     if config.trainer.snapshot_every and (config.trainer.snapshot_every < 0 or config.algorithm.name == "pretrain"):
         raise UserError(
             f"trainer.snapshot_every is {config.trainer.snapshot_every}; it must be 0 or more, and 0 in pretraining."
         )
-    if config.algorithm.name == "sft" and config.policy.critic:
-        raise UserError("policy.critic is true, but SFT trains no critic; leave it false.")
+    name, critic = config.algorithm.name, config.policy.critic
+    if name != "ppo" and critic != "none":
+        raise UserError(f"policy.critic is '{critic}', but {name.upper()} trains no critic; leave it none.")
+    if name == "ppo" and critic == "none":
+        raise UserError("policy.critic is 'none', but PPO needs a critic: h0, hn, all or separate.")
+    if name == "tpo" and "demos" in config.experience.schedule:
+        raise UserError("experience.schedule names 'demos', but TPO learns from rollouts alone; leave it [rollout].")
+    if config.algorithm.soft_targets < 0 or config.algorithm.beta <= 0:
+        raise UserError("algorithm.soft_targets must be 0 or more, and algorithm.beta above 0.")
     if not config.experience.schedule:
         raise UserError("experience.schedule is empty; it must name rollout, demos or both.")
     if not 0 <= config.demos.disturbed <= 1:

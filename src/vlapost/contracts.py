@@ -40,6 +40,11 @@ class Observation:
     def __len__(self) -> int:
         return len(self.instruction)
 
+    def take(self, index: Tensor) -> Observation:
+        """The observations at `index` `[B]`."""
+        patches = None if self.patches is None else self.patches[index]
+        return Observation(self.image[index], tuple(self.instruction[int(i)] for i in index), patches)
+
     def to(self, device: torch.device | str) -> Observation:
         """Move the tensors; the sentences stay."""
         patches = None if self.patches is None else self.patches.to(device, non_blocking=True)
@@ -84,7 +89,8 @@ class PolicyOutput:
 
     action_tokens: `[B, A]` int64 in 0..255, the bin index of each action dimension, counted from the LOWEST value
         (bin 0 is -1, bin 255 is +1; the vocabulary id is `31999 - bin`).
-    logprob: `[B]` float32, log-probability of the seven tokens under the distribution they were drawn from.
+    logprob: `[B, A]` float32, log-probability of each token under the distribution it was drawn from; their sum is
+        that of the action.
     value: `[B]` float32, the critic's estimate; zeros where the policy has no critic.
     """
 
@@ -110,7 +116,7 @@ class Rollout:
     """Finished on-policy episodes of equal length, before they are cut into minibatches.
 
     image: `[T, E, H, W, 3]` uint8, before each action. instruction: E sentences.
-    action_tokens: `[T, E, A]` int64. logprob, value, reward: `[T, E]` float32.
+    action_tokens: `[T, E, A]` int64. logprob: `[T, E, A]` float32. value, reward: `[T, E]` float32.
     last_value: `[E]` float32, the critic's estimate after the last step (for bootstrapping at truncation).
     metrics: the measures at the last step. episode_id: `[E]` int64.
     patches: `[T, E, P, Dv]` features of the images, where the image encoder is frozen.
@@ -132,7 +138,7 @@ class Rollout:
 class RolloutBatch:
     """A minibatch of on-policy samples.
 
-    action_tokens: `[B, A]`. logprob, value, advantage, return_: `[B]` float32, all from the behaviour policy.
+    action_tokens: `[B, A]`. logprob: `[B, A]` float32, of the behaviour policy. value, advantage, return_: `[B]` float32.
     """
 
     observation: Observation
@@ -142,16 +148,20 @@ class RolloutBatch:
     advantage: Tensor
     return_: Tensor
 
+    TENSORS = ("action_tokens", "logprob", "value", "advantage", "return_")
+
     def __len__(self) -> int:
         return len(self.observation)
 
+    def take(self, index: Tensor) -> RolloutBatch:
+        """The samples at `index` `[B]`."""
+        tensors = {name: getattr(self, name)[index] for name in self.TENSORS}
+        return RolloutBatch(observation=self.observation.take(index), **tensors)
+
     def to(self, device: torch.device | str) -> RolloutBatch:
         """Move every tensor."""
-        tensors = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("action_tokens", "logprob", "value", "advantage", "return_")
-        }
-        return replace(self, observation=self.observation.to(device), **tensors)
+        tensors = {name: getattr(self, name).to(device, non_blocking=True) for name in self.TENSORS}
+        return RolloutBatch(observation=self.observation.to(device), **tensors)
 
 
 @dataclass(frozen=True)
@@ -226,6 +236,12 @@ class Policy(Protocol):
 
     def value(self, observation: Observation) -> Tensor:
         """The critic's estimate `[B]`; zeros where the policy has no critic."""
+
+    def remember(self) -> None:
+        """Take the weights as they are for the reference of preference learning."""
+
+    def reference(self) -> AbstractContextManager[None]:
+        """For a block without gradients in which the policy is the one it was at `remember`."""
 
     def decode(self, action_tokens: Tensor) -> Tensor:
         """Bins `[B, A]` to un-normalised actions `[B, A]` float32 as the controller wants them."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlapost.config import OptimConfig
+from vlapost.config import OptimConfig, UserError
 from vlapost.contracts import EpisodeBatch, Policy
+
+MOST_SKIPPED = 3  # updates in a row
 
 
 class PolicyModule(L.LightningModule):
@@ -26,7 +31,8 @@ class PolicyModule(L.LightningModule):
         self.optim = optim
         self.total_steps = total_steps
         self.strict_loading = False
-        self.stopped = False  # set by a learning rule that wants no further update in this iteration
+        self.stopped = False  # by a learning rule that wants no further update in this iteration
+        self.skipped = 0  # updates in a row without a finite gradient
 
     def configure_optimizers(self) -> Any:
         """One AdamW, a parameter group each for adapter and critic (paper: two AdamW of the same settings)."""
@@ -47,20 +53,68 @@ class PolicyModule(L.LightningModule):
         for name, value in batch.metrics.items():
             self.log(f"val/{name}", value.float().mean(), on_epoch=True, sync_dist=True, batch_size=len(batch))
 
+    def on_train_epoch_start(self) -> None:
+        """New samples: updates are allowed again."""
+        self.stopped = False
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep the minibatch at hand: if it goes wrong, it is what one wants to look at."""
+        self.newest_batch = batch
+
+    def stop_above(self, kl: Tensor, limit: float) -> None:
+        """No further update in this iteration if the policy has moved more than `limit`; all processes stop together."""
+        if limit > 0 and not self.stopped:
+            self.stopped = bool(cast(Tensor, self.all_gather(kl.detach())).max() > limit)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's size before it is clipped; refuse a step that is not finite or not wanted."""
+        """Log the gradient's size before it is clipped; skip a step that is not wanted, empty or not finite.
+
+        AdamW leaves parameters without a gradient exactly as they are, and their moments too.
+
+        Raises:
+            UserError: the third step in a row that is not finite; the minibatch is written beside the run.
+        """
         if self.stopped:
-            optimizer.zero_grad(set_to_none=True)  # AdamW leaves parameters without a gradient as they are
+            optimizer.zero_grad(set_to_none=True)
             return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        if not bool(torch.isfinite(norm)):
-            optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(
-                f"The gradient is not finite at optimiser step {self.global_step}; "
-                "the last checkpoint is untouched. Lower optim.lr or look at the last rollout."
+        finite, empty = bool(torch.isfinite(norm)), bool(norm == 0)
+        self.skipped = 0 if finite else self.skipped + 1
+        self.log("train/empty_steps", float(empty))
+        self.log("train/skipped_steps", float(not finite))
+        if finite and not empty:
+            self.log("train/grad_norm", norm)
+            return
+        optimizer.zero_grad(set_to_none=True)
+        if self.skipped >= MOST_SKIPPED:
+            where, what = dump(self.newest_batch, Path(self.trainer.log_dir or "."), self.global_rank)
+            raise UserError(
+                f"{MOST_SKIPPED} updates in a row had no finite gradient, before optimiser step {self.global_step} "
+                f"({what}); the last minibatch is in {where}, the last checkpoint is untouched: lower optim.lr, or "
+                "look at the minibatch."
             )
-        self.log("train/grad_norm", norm)
+
+
+def dump(batch: Any, folder: Path, rank: int) -> tuple[Path, str]:
+    """Write the tensors of a batch; returns the file, and which of them are not finite."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(batch)}
+    path = folder / f"not-finite-{rank}.safetensors"
+    save_file(tensors, path)
+    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    return path, f"not finite in it: {', '.join(wrong)}" if wrong else "all of its numbers are finite"
+
+
+def _tensors(batch: Any) -> list[tuple[str, Tensor]]:
+    """Names and tensors of a dataclass and of those it holds."""
+    found: list[tuple[str, Tensor]] = []
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor):
+            found.append((item.name, value))
+        elif is_dataclass(value):
+            found += _tensors(value)
+    return found
 
 
 def adamw(groups: list[dict[str, Any]], optim: OptimConfig, total_steps: int) -> Any:

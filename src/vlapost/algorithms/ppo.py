@@ -6,13 +6,17 @@ Paper Section 3.2 and Appendix A. What differs from the public code of the study
 
 * all RL scalars are float32; there they pass through bfloat16, which adds up to 3 % noise to the ratio;
 * the policy loss has its written weight; there a broadcast multiplies it by seven (`algorithm.policy_coef=7`);
-* the recorded log-probability is that of the distribution sampled from; there sampling silently keeps the top 50;
-* the value of the image after the last step is used only with `algorithm.bootstrap_truncation=true`.
+* the recorded log-probability is that of the distribution sampled from; there sampling silently keeps the top 50.
+
+Variants are settings: `algorithm.gamma=1 algorithm.gae_lambda=1` is PPO-ORZ, `policy.critic` says what the critic reads,
+`algorithm.ratio=dimension` clips each of the seven tokens by itself (conf/ppo_dimension.yaml), `experience.passes` are
+PPO's epochs, `algorithm.bootstrap_truncation=true` uses the value of the image after the last step, and
+`experience.schedule=[rollout,demos]` replays demonstrations beside the rollouts.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +52,18 @@ class Surrogate(NamedTuple):
     ratio: Tensor
 
 
-def clipped_surrogate(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip: float) -> Surrogate:
-    """-mean min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = pi/pi_old; all inputs `[B]` (paper eq. 1).
+def clipped_surrogate(
+    logprob_BA: Tensor, old_logprob_BA: Tensor, advantage_B: Tensor, clip: float, per: str
+) -> Surrogate:
+    """-mean min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = pi/pi_old (paper eq. 1).
 
-    `kl` is the low-variance estimate of KL(old || new): mean((rho - 1) - log rho).
+    `per` "action": one ratio per action, the product over its tokens. "dimension": each token has its own.
+    `kl` is the low-variance estimate of KL(old || new), mean((rho - 1) - log rho), of one ratio.
     """
-    log_ratio = logprob - old_logprob
-    ratio = log_ratio.exp()
+    log_ratio = logprob_BA - old_logprob_BA
+    if per == "action":
+        log_ratio = log_ratio.sum(-1, keepdim=True)
+    ratio, advantage = log_ratio.exp(), advantage_B.unsqueeze(-1)
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
     with torch.no_grad():
         kl = ((ratio - 1) - log_ratio).mean()
@@ -73,7 +82,7 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, return_: Tensor, clip: 
 
 
 class PPO(PolicyModule):
-    """Proximal policy optimisation on action log-probabilities (sum over the seven tokens)."""
+    """Proximal policy optimisation on action log-probabilities."""
 
     def __init__(
         self,
@@ -97,10 +106,6 @@ class PPO(PolicyModule):
             advantage = (advantage - mean) / (std + 1e-5)
         return advantage, return_
 
-    def on_train_epoch_start(self) -> None:
-        """A new rollout: updates are allowed again."""
-        self.stopped = False
-
     def training_step(self, batch: RolloutBatch | DemoBatch, batch_idx: int) -> Tensor:
         """One minibatch of the current rollout, or of demonstrations where the schedule mixes them in."""
         a, size = self.algorithm, len(batch)
@@ -109,7 +114,7 @@ class PPO(PolicyModule):
             loss = -new.logprob.mean()
             self.log("train/imitation_loss", loss, batch_size=size)
             return a.imitation_coef * loss + 0.0 * new.value.sum()
-        policy = clipped_surrogate(new.logprob.sum(-1), batch.logprob, batch.advantage, a.clip)
+        policy = clipped_surrogate(new.logprob, batch.logprob, batch.advantage, a.clip, a.ratio)
         value_loss = clipped_value_loss(new.value, batch.value, batch.return_, a.value_clip, a.huber_delta)
         entropy = new.entropy.mean()
         loss = a.policy_coef * policy.loss + a.value_coef * value_loss - a.entropy_coef * entropy
@@ -126,7 +131,5 @@ class PPO(PolicyModule):
         if batch_idx == 0:
             measures["ratio_first"] = policy.ratio
         self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=size)
-        if a.target_kl > 0 and not self.stopped:  # all processes stop together
-            kl_of_all = cast(Tensor, self.all_gather(policy.kl))
-            self.stopped = bool(kl_of_all.max() > a.target_kl)
+        self.stop_above(policy.kl, a.target_kl)
         return loss

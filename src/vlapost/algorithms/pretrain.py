@@ -82,7 +82,7 @@ class Pretrain(PolicyModule):
         demo = batch.demo
         features = cast(Any, self.policy).features(demo.observation, demo.action_tokens)
         action_loss = token_cross_entropy(features.logits, demo.action_tokens)
-        position = self.position_head(features.h0.float())
+        position = self.position_head(features.hidden[:, 0].float())
         position_loss = F.smooth_l1_loss(position, batch.position)
         logits = cells(self.segmentation_head(features.patches.float()), self.grid, self.cells)
         segmentation_loss = F.cross_entropy(

@@ -10,25 +10,39 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlapost.algorithms.base import PolicyModule
-from vlapost.contracts import DemoBatch
+from vlapost.config import AlgorithmConfig, OptimConfig
+from vlapost.contracts import ACTION_BINS, DemoBatch, Policy
 
 
-def token_cross_entropy(logits_BAV: Tensor, tokens_BA: Tensor) -> Tensor:
-    """Mean negative log-probability of the demonstrated tokens, a scalar."""
-    return F.cross_entropy(logits_BAV.float().flatten(0, 1), tokens_BA.flatten())
+def token_cross_entropy(logits_BAV: Tensor, tokens_BA: Tensor, width: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the demonstrated tokens, a scalar.
+
+    With `width` > 0 the target is no single bin but a normal distribution around it with that deviation in bins: a
+    neighbour is less wrong than a stranger.
+    """
+    logits, tokens = logits_BAV.float().flatten(0, 1), tokens_BA.flatten()
+    if width == 0:
+        return F.cross_entropy(logits, tokens)
+    distance = torch.arange(ACTION_BINS, device=tokens.device) - tokens.unsqueeze(1)
+    return F.cross_entropy(logits, (-0.5 * (distance / width).square()).softmax(-1))
 
 
 class SFT(PolicyModule):
     """Supervised fine-tuning."""
 
+    def __init__(self, policy: Policy, algorithm: AlgorithmConfig, optim: OptimConfig, total_steps: int):
+        super().__init__(policy, optim, total_steps)
+        self.algorithm = algorithm
+
     def training_step(self, batch: DemoBatch, batch_idx: int) -> Tensor:
         """One minibatch of demonstrations."""
         logits = cast(Any, self.policy).action_logits(batch.observation, batch.action_tokens)
-        loss = token_cross_entropy(logits, batch.action_tokens)
+        loss = token_cross_entropy(logits, batch.action_tokens, self.algorithm.soft_targets)
         distance = (logits.argmax(-1) - batch.action_tokens).abs().float()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/token_accuracy", (distance == 0).float().mean(), batch_size=len(batch))

@@ -2,6 +2,7 @@
 
 Lightning prefetches from an iterable without `__len__`, and calls an eager `__iter__` several times; both would
 collect with stale weights. Each class here therefore has `__len__`, and its `__iter__` is a generator function.
+`shuffled` and `paired` cut a rollout into minibatches, `paired` with a look at the weights before every update.
 Random numbers depend only on (seed, iteration, process), so a resumed run draws what an uninterrupted one would.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -19,6 +21,7 @@ from vlapost.contracts import Observation, Rollout, RolloutBatch
 from vlapost.experience.collect import Stopwatch
 
 Batch = TypeVar("Batch")
+Cut = Callable[[Rollout, torch.Generator], Iterator[RolloutBatch]]
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -28,41 +31,73 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 class Minibatches:
-    """One iteration on policy: collect, judge, then `passes` times through the shuffled samples."""
+    """One iteration on policy: collect when asked for the first minibatch, then cut the rollout into `count` of them."""
 
-    def __init__(
-        self,
-        collect: Callable[[], Rollout],
-        advantage: Callable[[Rollout], tuple[Tensor, Tensor]],
-        samples: int,
-        batch_size: int,
-        passes: int,
-        generator: torch.Generator,
-    ):
-        self.collect, self.advantage = collect, advantage
-        self.batch_size, self.passes, self.generator = batch_size, passes, generator
-        self.count = samples // batch_size
+    def __init__(self, collect: Callable[[], Rollout], cut: Cut, count: int, generator: torch.Generator):
+        self.collect, self.cut, self.count, self.generator = collect, cut, count, generator
 
     def __len__(self) -> int:
-        return self.passes * self.count
+        return self.count
 
     def __iter__(self) -> Iterator[RolloutBatch]:
-        rollout = self.collect()
-        advantage, return_ = self.advantage(rollout)
-        E = rollout.reward.shape[1]
-        image, tokens, logprob, value, advantage, return_ = (
-            x.flatten(0, 1)
-            for x in (
-                rollout.image, rollout.action_tokens, rollout.logprob, rollout.value, advantage, return_,
-            )
-        )  # fmt: skip
-        patches = None if rollout.patches is None else rollout.patches.flatten(0, 1)
-        for _ in range(self.passes):
-            for index in torch.randperm(len(image), generator=self.generator).split(self.batch_size):
-                sentences = tuple(rollout.instruction[int(i) % E] for i in index)
-                i = index.to(image.device)
-                observation = Observation(image[i], sentences, None if patches is None else patches[i])
-                yield RolloutBatch(observation, tokens[i], logprob[i], value[i], advantage[i], return_[i])
+        yield from self.cut(self.collect(), self.generator)
+
+
+def flatten(rollout: Rollout, advantage_TE: Tensor, return_TE: Tensor) -> RolloutBatch:
+    """All samples of a rollout; that of step t and episode e is at `t * E + e`."""
+    image, tokens, logprob, value, advantage, return_ = (
+        x.flatten(0, 1)
+        for x in (rollout.image, rollout.action_tokens, rollout.logprob, rollout.value, advantage_TE, return_TE)
+    )
+    patches = None if rollout.patches is None else rollout.patches.flatten(0, 1)
+    observation = Observation(image, rollout.instruction * len(rollout.reward), patches)
+    return RolloutBatch(observation, tokens, logprob, value, advantage, return_)
+
+
+def shuffled(
+    rollout: Rollout,
+    generator: torch.Generator,
+    advantage: Callable[[Rollout], tuple[Tensor, Tensor]],
+    batch_size: int,
+    passes: int,
+) -> Iterator[RolloutBatch]:
+    """Judge every step, then go `passes` times through the shuffled samples."""
+    samples = flatten(rollout, *advantage(rollout))
+    for _ in range(passes):
+        for index in torch.randperm(len(samples), generator=generator).split(batch_size):
+            yield samples.take(index)
+
+
+def paired(
+    rollout: Rollout,
+    generator: torch.Generator,
+    pairs: Callable[[Rollout], Tensor],
+    weigh: Callable[[RolloutBatch, int], Tensor],
+    batch_size: int,
+    accumulate: int,
+    passes: int,
+) -> Iterator[RolloutBatch]:
+    """Pairs of whole episodes, as many at a time as one update takes; `weigh` is asked before each update.
+
+    The number of minibatches is that of a rollout in which every episode has found its partner. Where pairs are missing,
+    what is left of an update are single samples of no weight: all processes must take equally many steps.
+    """
+    T, E = rollout.reward.shape
+    nothing = torch.zeros_like(rollout.reward)
+    samples, found = flatten(rollout, nothing, nothing), pairs(rollout).cpu()
+    size = batch_size * accumulate
+    for _ in range(passes):
+        order = found[torch.randperm(len(found), generator=generator)]
+        for chosen in order.split(size // (2 * T)) if len(order) else ():
+            update = samples.take((torch.arange(T) * E + chosen.unsqueeze(-1)).flatten())
+            update = replace(update, advantage=weigh(update, len(chosen)))
+            for index in torch.arange(len(update)).split(batch_size):
+                yield update.take(index)
+            for _ in range(accumulate - -(-len(update) // batch_size)):
+                yield samples.take(torch.tensor([0]))
+        done = -(-len(order) * 2 * T // size) * accumulate
+        for _ in range(T * E // batch_size - done):
+            yield samples.take(torch.tensor([0]))
 
 
 class DemoBatches(Generic[Batch]):

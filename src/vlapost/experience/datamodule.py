@@ -1,7 +1,7 @@
 """The LightningDataModule that alternates online rollouts and replayed demonstrations.
 
 It holds the simulator, the stored demonstrations, and the numbers a person wants to see about both (`stats`). It asks
-`current_epoch` which source is due, and nothing else of the Trainer. The policy and the advantage are handed in.
+`current_epoch` which source is due, and nothing else of the Trainer. The policy, and how a rollout becomes minibatches, are handed in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlapost.config import Config, UserError
 from vlapost.contracts import DemoBatch, EpisodeBatch, GroundedBatch, Policy, Rollout, VectorEnv
-from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
+from vlapost.experience.buffer import Cut, DemoBatches, Minibatches, seeded
 from vlapost.experience.collect import Stopwatch, collect
 
 
@@ -48,13 +48,13 @@ class ExperienceModule(L.LightningDataModule):
         self,
         config: Config,
         policy: Policy,
-        advantage: Callable[[Rollout], tuple[Tensor, Tensor]] | None,
+        cut: Cut | None,
         simulation: Simulation,
         open_demos: Callable[[], DemoFeed],
         held_out: Tensor,
     ):
         super().__init__()
-        self.config, self.policy, self.advantage = config, policy, advantage
+        self.config, self.policy, self.cut = config, policy, cut
         self.simulation, self.open_demos, self.held_out = simulation, open_demos, held_out
         self.env: VectorEnv | None = None
         self.watch = Stopwatch()
@@ -89,12 +89,10 @@ class ExperienceModule(L.LightningDataModule):
                 self.demos.make, self.demos.size, e.demo_steps, c.optim.batch_size,
                 done, rank, world, c.seed, self.watch,
             )  # fmt: skip
-        assert self.advantage is not None
+        assert self.cut is not None
         generator = seeded(c.seed, iteration, rank)
-        return Minibatches(
-            lambda: self._rollout(generator, world), self.advantage, samples(c), c.optim.batch_size, e.passes,
-            generator,
-        )  # fmt: skip
+        count = e.passes * samples(c) // c.optim.batch_size
+        return Minibatches(lambda: self._rollout(generator), self.cut, count, generator)
 
     def val_dataloader(self) -> HeldOutEpisodes:
         """Held-out episodes of this process."""
@@ -120,10 +118,19 @@ class ExperienceModule(L.LightningDataModule):
 
     # ---- rollouts
 
-    def _rollout(self, generator: torch.Generator, world: int) -> Rollout:
+    def _starts(self) -> Tensor:
+        """Episodes of this process in this iteration; `experience.same_start` neighbours are the same."""
         c = self.config
-        assert self.env is not None
-        ids = self.simulation.draw(c.experience.rounds * self.env.num_envs, generator)
+        assert self.trainer is not None
+        own, same = episodes(c), c.experience.same_start
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        ids = self.simulation.draw(-(-own * world // same), seeded(c.seed, self.trainer.current_epoch))
+        return ids.repeat_interleave(same)[rank * own : (rank + 1) * own]
+
+    def _rollout(self, generator: torch.Generator) -> Rollout:
+        c, ids = self.config, self._starts()
+        assert self.env is not None and self.trainer is not None
+        world = self.trainer.world_size
         rollout = collect(self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step)
         self.env_steps += rollout.reward.numel() * world
         m = rollout.metrics
@@ -173,9 +180,14 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     return float(1 - (target - value).var() / spread) if spread > 0 else 0.0
 
 
+def episodes(config: Config) -> int:
+    """Episodes of one rollout and process: scenes x rounds."""
+    return config.env.num_envs * config.experience.rounds
+
+
 def samples(config: Config) -> int:
-    """Samples of one rollout and process: 80 steps x scenes x rounds."""
-    return 80 * config.env.num_envs * config.experience.rounds
+    """Samples of one rollout and process: 80 steps x episodes."""
+    return 80 * episodes(config)
 
 
 def check_batches(config: Config) -> None:
@@ -186,4 +198,16 @@ def check_batches(config: Config) -> None:
             f"A rollout has {total} samples per process (80 steps x env.num_envs={config.env.num_envs} x "
             f"experience.rounds={config.experience.rounds}); optim.batch_size={batch} x "
             f"optim.accumulate={accumulate} must divide it."
+        )
+    name, same = config.algorithm.name, config.experience.same_start
+    grouped = name == "tpo" or (name == "grpo" and config.algorithm.advantage == "group")
+    if grouped and (same < 2 or episodes(config) % same):
+        raise UserError(
+            f"experience.same_start is {same}; to compare episodes from the same start it must be 2 or more and divide "
+            f"the {episodes(config)} episodes of a process (env.num_envs x experience.rounds)."
+        )
+    if name == "tpo" and batch * accumulate % 160:
+        raise UserError(
+            f"optim.batch_size={batch} x optim.accumulate={accumulate} is one update of TPO and must be whole pairs of "
+            "episodes, a multiple of 160 samples."
         )

@@ -12,12 +12,12 @@ class Features:
     """One training forward, opened up.
 
     logits: `[B, A, V]` float32, of action token k given the image, the instruction and tokens 0..k-1.
-    h0: `[B, D]`, the hidden state after the final norm that predicts token 0.
+    hidden: `[B, A, D]`, the hidden states after the final norm that predict tokens 0 to A-1; h0 is the first.
     patches: `[B, P, Dv]`, the image encoders' features before the projector.
     """
 
     logits: Tensor
-    h0: Tensor
+    hidden: Tensor
     patches: Tensor
 
 

@@ -7,10 +7,13 @@ the base is: in bfloat16 an update of 1e-4 is lost in rounding. Files are in PEF
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vlapost.config import UserError
@@ -79,8 +82,8 @@ def adapter_sizes(folder: Path) -> tuple[int, int]:
     return settings["r"], settings["lora_alpha"]
 
 
-def load_adapters(network: OpenVLA, folder: Path) -> None:
-    """Copy saved adapter weights into a network that has adapters of the same rank.
+def load_adapters(network: OpenVLA, path: Path) -> None:
+    """Copy the adapter weights of a file into a network that has adapters of the same rank.
 
     Published adapters also hold a copy of the head (`lm_head.base_layer.weight`) and adapters of layers that are never
     computed; both are skipped.
@@ -88,7 +91,7 @@ def load_adapters(network: OpenVLA, folder: Path) -> None:
     Raises:
         UserError: a file is missing or truncated, or a tensor is missing or does not fit.
     """
-    found = read_tensors(folder / WEIGHTS)
+    found = read_tensors(path)
     skipped = tuple(f"{_PREFIX}{name}." for name in network.unused())
     found = {n: t for n, t in found.items() if not n.startswith(skipped) and not n.endswith(".base_layer.weight")}
     wanted = adapter_parameters(network)
@@ -99,9 +102,41 @@ def load_adapters(network: OpenVLA, folder: Path) -> None:
     )
     if wrong:
         raise UserError(
-            f"{folder / WEIGHTS} does not fit the checkpoint: {len(wrong)} tensors differ, first '{wrong[0]}'; "
+            f"{path} does not fit the checkpoint: {len(wrong)} tensors differ, first '{wrong[0]}'; "
             "was the adapter trained on another model?"
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(found[name])
+
+
+Exchange = list[tuple[nn.Parameter, Tensor]]
+
+
+def remember(network: OpenVLA) -> Exchange:
+    """The trainable adapters as they are. One whose B is zero does nothing: that zero is all that is kept of it."""
+    kept: Exchange = []
+    for module in network.modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+        if not up.requires_grad:
+            continue
+        if up.any():
+            kept += [(p, p.detach().clone()) for p in (down, up)]
+        else:
+            kept.append((up, up.new_zeros(()).expand_as(up)))
+    return kept
+
+
+@contextmanager
+def exchanged(kept: Exchange) -> Iterator[None]:
+    """The adapters are the kept ones until the block ends. Not for blocks that need gradients."""
+    now = [parameter.data for parameter, _ in kept]
+    try:
+        for parameter, tensor in kept:
+            parameter.data = tensor
+        yield
+    finally:
+        for (parameter, _), tensor in zip(kept, now):
+            parameter.data = tensor

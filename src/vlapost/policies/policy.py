@@ -1,7 +1,9 @@
 """The policy: a checkpoint folder made into something that chooses and judges actions.
 
 One image and one instruction give seven tokens of 256 bins each, drawn one after another. The critic, if there is one,
-reads the hidden state h0 after the final norm at the position that predicts the first of them (paper section 4.1).
+reads the hidden state h0 after the final norm at the position that predicts the first of them (paper section 4.1), or,
+to compare (paper Fig. 4b), the one that predicts the last (hn), all seven, or h0 of a second network with adapters of its
+own over the same frozen weights.
 
 Left out of the study's own policy: its hidden top-k of 50 when sampling, and recording the log-probability of another
 distribution than the one sampled from.
@@ -9,6 +11,7 @@ distribution than the one sampled from.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -33,7 +36,8 @@ from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
 from vlapost.policies.value_head import ValueHead
 
-VALUE_HEAD, STATISTICS = "value_head.safetensors", "dataset_statistics.json"
+VALUE_HEAD, CRITIC_ADAPTER = "value_head.safetensors", "critic_adapter.safetensors"
+STATISTICS = "dataset_statistics.json"
 
 
 class OpenVLAPolicy(nn.Module):
@@ -43,14 +47,14 @@ class OpenVLAPolicy(nn.Module):
         network: the network, with adapters or without.
         source: the checkpoint folder (its tokenizer and preprocessor are read).
         statistics: data set name to action statistics. unnorm_key: the one to use.
-        critic: build the value head.
+        critic: what the value head reads: h0, hn, all or separate; "none" builds no critic.
 
     Calls expect `observation` in any image size; it is resized to the network's. All calls use the module as it is:
     there is no dropout, `train()` and `eval()` make no difference.
     """
 
     def __init__(
-        self, network: OpenVLA, source: Path, statistics: dict[str, Any], unnorm_key: str, critic: bool
+        self, network: OpenVLA, source: Path, statistics: dict[str, Any], unnorm_key: str, critic: str
     ) -> None:
         super().__init__()
         self.network = network
@@ -59,7 +63,10 @@ class OpenVLAPolicy(nn.Module):
         self.prompts = Prompts(source / "tokenizer.json")
         self.preprocess = Preprocess(read_json(source / "preprocessor_config.json"), network.image_size)
         self.actions = ActionTokens(statistics, unnorm_key)
-        self.value_head = ValueHead(network.llama_config.hidden_size) if critic else None
+        self.critic = critic
+        width = network.llama_config.hidden_size * (ACTION_DIM if critic == "all" else 1)
+        self.value_head = None if critic == "none" else ValueHead(width)
+        self.critic_network = second_network(network) if critic == "separate" else None
         self.to(network.device)
 
     @property
@@ -77,15 +84,15 @@ class OpenVLAPolicy(nn.Module):
 
     def fixed_weights(self) -> AbstractContextManager[None]:
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
-        network = self.network
-        return keep_folded(network.vision_backbone, network.projector, network.language_model.model)
+        networks = [n for n in (self.network, self.critic_network) if n is not None]
+        return keep_folded(*(m for n in networks for m in (n.vision_backbone, n.projector, n.language_model.model)))
 
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
         """The observation with its patch features where the image encoder is frozen; else as it is."""
         if any(parameter.requires_grad for parameter in self.network.vision_backbone.parameters()):
             return observation
-        return replace(observation, patches=self._patches(observation))
+        return replace(observation, patches=self._patches(self.network, observation))
 
     @torch.no_grad()
     def act(
@@ -105,12 +112,12 @@ class OpenVLAPolicy(nn.Module):
             temperature = 1.0
         else:
             noise = noise.to(self.network.device)
-        patches, ids, mask = self._inputs(observation)
+        patches, ids, mask = self._inputs(self.network, observation)
         positions = mask.cumsum(1) - 1
         cache = DynamicCache(config=self.network.llama_config)
         hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
-        value = self._value(hidden)
         position = positions[:, -1:]
+        seen = [hidden]
         tokens: list[Tensor] = []
         logprobs: list[Tensor] = []
         for k in range(ACTION_DIM):
@@ -119,18 +126,20 @@ class OpenVLAPolicy(nn.Module):
                 position = position + 1
                 embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
                 hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
+                seen.append(hidden)
             logits = self.network.action_logits(hidden) / temperature
             if top_k:
                 logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
             token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
             tokens.append(token)
             logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
-        return PolicyOutput(torch.stack(tokens, 1), torch.stack(logprobs, 1).sum(1), value)
+        value = self._value(torch.stack(seen, 1), observation)
+        return PolicyOutput(torch.stack(tokens, 1), torch.stack(logprobs, 1), value)
 
     def features(self, observation: Observation, action_tokens: Tensor) -> Features:
         """The training forward for given bins `[B, A]` (teacher forced), with gradients."""
-        hidden, patches = self._forward(observation, action_tokens[:, :-1])
-        return Features(self.network.action_logits(hidden), hidden[:, 0], patches)
+        hidden, patches = self._forward(self.network, observation, action_tokens[:, :-1])
+        return Features(self.network.action_logits(hidden), hidden, patches)
 
     def action_logits(self, observation: Observation, action_tokens: Tensor) -> Tensor:
         """Teacher-forced logits `[B, A, V]` float32, for cross-entropy against the bins `[B, A]`."""
@@ -142,13 +151,26 @@ class OpenVLAPolicy(nn.Module):
         logprob_BAV = (features.logits / temperature).log_softmax(-1)
         logprob = logprob_BAV.gather(2, action_tokens[..., None])[..., 0]
         entropy = -(logprob_BAV.exp() * logprob_BAV).sum(-1)
-        return PolicyEvaluation(logprob, entropy, self._value(features.h0))
+        return PolicyEvaluation(logprob, entropy, self._value(features.hidden, observation))
 
     def value(self, observation: Observation) -> Tensor:
-        """The critic's estimate `[B]` float32; zeros without a critic."""
-        tokens = torch.zeros(len(observation), 0, dtype=torch.int64, device=self.network.device)
-        hidden, _ = self._forward(observation, tokens)
-        return self._value(hidden[:, 0])
+        """The critic's estimate `[B]` float32; zeros without a critic.
+
+        A critic that reads hn judges an observation together with an action: here with the likeliest.
+        """
+        if self.critic == "none":
+            return torch.zeros(len(observation), device=self.network.device)
+        if self.critic in ("hn", "all"):
+            return self.act(observation, None).value
+        return self._value(self._h0(self.network, observation), observation)
+
+    def remember(self) -> None:
+        """Take the adapters as they are for `reference`; new ones, which do nothing yet, cost no memory."""
+        self._remembered = lora.remember(self.network)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """For a block without gradients in which the adapters are those of `remember`."""
+        return lora.exchanged(self._remembered)
 
     def decode(self, action_tokens: Tensor) -> Tensor:
         """Bins `[B, A]` to actions `[B, A]` float32: metres and radians in the base frame, gripper +1 / -1."""
@@ -159,8 +181,9 @@ class OpenVLAPolicy(nn.Module):
         return self.actions.encode(action)
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """The network's trainable weights: the adapters, or all computed weights of a policy without adapters."""
-        return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
+        """The trainable weights but the value head: adapters, or all computed weights of a policy without adapters."""
+        networks = [n for n in (self.network, self.critic_network) if n is not None]
+        return (parameter for network in networks for parameter in network.parameters() if parameter.requires_grad)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The value head's weights; none without a critic."""
@@ -178,33 +201,48 @@ class OpenVLAPolicy(nn.Module):
         """Write the whole checkpoint folder of a policy without adapters, bfloat16; `folder` is replaced as a whole."""
         save_openvla(self.network, self.source, self.statistics, Path(folder))
 
-    def _inputs(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+    def _inputs(self, network: OpenVLA, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Patch features `[B, P, Dv]`, prompt ids `[B, L]`, mask `[B, 1+P+L]` of BOS, patches and prompt."""
-        device = self.network.device
-        patches = self._patches(observation)
+        device = network.device
+        patches = self._patches(network, observation)
         ids, prompt_mask = self.prompts.batch(observation.instruction, device)
         mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
         return patches, ids, mask
 
-    def _patches(self, observation: Observation) -> Tensor:
+    def _patches(self, network: OpenVLA, observation: Observation) -> Tensor:
         if observation.patches is not None:
             return observation.patches
-        return self.network.patch_features(self.preprocess(observation.image.to(self.network.device)))
+        return network.patch_features(self.preprocess(observation.image.to(network.device)))
 
-    def _forward(self, observation: Observation, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, network: OpenVLA, observation: Observation, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the last `N+1` positions given `N` action tokens `[B, N]`; and the patch features."""
-        patches, ids, mask = self._inputs(observation)
+        patches, ids, mask = self._inputs(network, observation)
         count = tokens.shape[1]
         mask = F.pad(mask, (0, count), value=True)
-        embeds = self.network.embed(patches, torch.cat([ids, LAST_ID - tokens], dim=1))
-        hidden = self.network.hidden(embeds, _causal(mask), mask.cumsum(1) - 1)
+        embeds = network.embed(patches, torch.cat([ids, LAST_ID - tokens], dim=1))
+        hidden = network.hidden(embeds, _causal(mask), mask.cumsum(1) - 1)
         return hidden[:, -(count + 1) :], patches
 
-    def _value(self, h0: Tensor) -> Tensor:
+    def _h0(self, network: OpenVLA, observation: Observation) -> Tensor:
+        """The hidden state `[B, 1, D]` that predicts the first action token."""
+        tokens = torch.zeros(len(observation), 0, dtype=torch.int64, device=network.device)
+        return self._forward(network, observation, tokens)[0]
+
+    def _value(self, hidden_BAD: Tensor, observation: Observation) -> Tensor:
+        """The critic's estimate `[B]` from the hidden states that predict the action tokens; at least the first."""
         if self.value_head is None:
-            return torch.zeros(len(h0), device=h0.device)
-        with torch.autocast(h0.device.type, enabled=False):
-            return self.value_head(h0)
+            return torch.zeros(len(hidden_BAD), device=hidden_BAD.device)
+        if self.critic_network is not None:
+            hidden_BAD = self._h0(self.critic_network, observation)
+        read = {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(self.critic, hidden_BAD[:, 0])
+        with torch.autocast(hidden_BAD.device.type, enabled=False):
+            return self.value_head(read)
+
+
+def second_network(network: OpenVLA) -> OpenVLA:
+    """A copy whose trainable weights are its own and whose frozen weights are those of `network`, not copied."""
+    shared = {id(p): p for p in [*network.parameters(), *network.buffers()] if not p.requires_grad}
+    return copy.deepcopy(network, shared)
 
 
 def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtype) -> OpenVLAPolicy:
@@ -223,14 +261,16 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
         _check_adapter(folder, cfg)
     network = load_openvla(source, device, dtype)
     lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
+    if cfg.adapter:
+        lora.load_adapters(network, folder / lora.WEIGHTS)
     if not cfg.train_vision:
         network.vision_backbone.requires_grad_(False)
     statistics = _statistics(network, source) | (_statistics_file(folder) if cfg.adapter else {})
     policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
-    if cfg.adapter:
-        lora.load_adapters(network, folder)
-        if policy.value_head is not None and (folder / VALUE_HEAD).is_file():
-            _load_value_head(policy.value_head, folder / VALUE_HEAD)
+    if cfg.adapter and policy.value_head is not None and (folder / VALUE_HEAD).is_file():
+        _load_value_head(policy.value_head, folder / VALUE_HEAD)
+        if policy.critic_network is not None and (folder / CRITIC_ADAPTER).is_file():
+            lora.load_adapters(policy.critic_network, folder / CRITIC_ADAPTER)
     return policy
 
 
@@ -243,13 +283,14 @@ def load_full_policy(folder: Path | str, unnorm_key: str, device: torch.device |
     source = Path(folder)
     network = load_openvla(source, device, torch.float32)
     network.unfreeze()
-    return OpenVLAPolicy(network, source, _statistics(network, source), unnorm_key, critic=False)
+    return OpenVLAPolicy(network, source, _statistics(network, source), unnorm_key, critic="none")
 
 
 def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     """Write what training changes to `folder` (replaced as a whole).
 
-    adapter_model.safetensors, adapter_config.json, dataset_statistics.json and, with a critic, value_head.safetensors.
+    adapter_model.safetensors, adapter_config.json, dataset_statistics.json and, with a critic, value_head.safetensors and
+    where it has its own network critic_adapter.safetensors.
     """
     layer = policy.network.language_model.lm_head
     config = lora.lora_config(policy.network, layer.r["default"], layer.lora_alpha["default"])
@@ -258,6 +299,8 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
         write_tensors(policy.adapter_state(), new / lora.WEIGHTS)
         config.save_pretrained(str(new))
         (new / STATISTICS).write_text(json.dumps(policy.statistics, indent=2) + "\n", encoding="utf-8")
+        if policy.critic_network is not None:
+            write_tensors(lora.adapter_state(policy.critic_network), new / CRITIC_ADAPTER)
         if policy.value_head is not None:
             head = policy.value_head.state_dict(prefix="value_head.")
             write_tensors({name: tensor.cpu() for name, tensor in head.items()}, new / VALUE_HEAD)
