@@ -1,6 +1,6 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery
+.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve study generalization gallery
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -39,6 +39,9 @@ train-tpo: $(INSTALLED)  ## The same with TPO: preferences between whole episode
 
 learning-curve: $(INSTALLED)  ## PPO for 400,000 steps against SFT on up to 4,000 demonstrations (hours; resumable)
 	@$(PYTHON) -m vlapost.curve $(ARGS)
+
+study: $(INSTALLED)  ## An ablation of the paper in small, over seeds: FIG=3b, 4b, 5a, 5b, 10, 11 or 12
+	@$(PYTHON) -m vlapost.study $(FIG) $(ARGS)
 
 evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapter=FOLDER evaluation.temperature=0"
 	@$(PYTHON) -m vlapost.evaluate $(ARGS)

@@ -49,9 +49,7 @@ def test_every_sample_once_per_pass_with_its_own_fields():
     assert len(batches) == len(minibatches(passes=2)) == 6
     numbers = torch.cat([b.logprob[:, 0] for b in batches])
     assert (
-        sorted(numbers[:12].tolist())
-        == sorted(numbers[12:].tolist())
-        == sorted(rollout_of().value.flatten().tolist())
+        sorted(numbers[:12].tolist()) == sorted(numbers[12:].tolist()) == sorted(rollout_of().value.flatten().tolist())
     )
     assert numbers[:12].tolist() != numbers[12:].tolist()
     for b in batches:

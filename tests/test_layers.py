@@ -31,6 +31,7 @@ JOIN_EVERYTHING = {
     "pretrain",
     "recipe",
     "curve",
+    "study",
     "evaluate",
     "generalization",
     "gallery",

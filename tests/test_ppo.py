@@ -1,9 +1,15 @@
-"""PPO's arithmetic against numbers computed by hand (in the comments), and torchrl-free property checks."""
+"""PPO's arithmetic against numbers computed by hand (in the comments), and against torchrl on random cases."""
 
 import math
 
 import pytest
 import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.modules import ProbabilisticActor
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from vlapost.algorithms.base import reduced_mean_std
 from vlapost.algorithms.ppo import clipped_surrogate, clipped_value_loss, gae
@@ -105,3 +111,47 @@ def test_reduced_mean_std_is_the_population_form():
     mean, std = reduced_mean_std(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert mean.item() == pytest.approx(3.0)
     assert std.item() == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 4))
+
+
+def test_gae_against_torchrl():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        T, E = (int(torch.randint(1, n, (), generator=generator)) for n in (30, 6))
+        gamma, lam = torch.rand(2, generator=generator).tolist()
+        reward, value = torch.randn(2, T, E, dtype=torch.float64, generator=generator)
+        last = torch.randn(E, dtype=torch.float64, generator=generator)
+        advantage, return_ = gae(reward, value, last, gamma, lam)
+        following = torch.cat([value[1:], last[None]])
+        never = torch.zeros(E, T, 1, dtype=torch.bool)
+        columns = (x.T.unsqueeze(-1) for x in (value, following, reward))  # [E, T, 1]
+        reference = generalized_advantage_estimate(gamma, lam, *columns, done=never, terminated=never)
+        for ours, theirs in zip((advantage, return_), reference):
+            torch.testing.assert_close(ours, theirs.squeeze(-1).T, atol=1e-6, rtol=0)
+
+
+def test_clipped_surrogate_against_torchrl():
+    generator = torch.Generator().manual_seed(0)
+    actor = ProbabilisticActor(
+        TensorDictModule(nn.Identity(), ["observation"], ["logits"]),
+        in_keys=["logits"],
+        distribution_class=torch.distributions.Categorical,
+        return_log_prob=True,
+    )
+    for _ in range(200):
+        clip = 0.05 + float(torch.rand((), generator=generator)) / 2
+        logits = torch.randn(9, 5, dtype=torch.float64, generator=generator)
+        action = torch.randint(0, 5, (9,), generator=generator)
+        new = logits.log_softmax(-1).gather(1, action[:, None])
+        old = new + 0.3 * torch.randn(9, 1, dtype=torch.float64, generator=generator)
+        advantage = torch.randn(9, dtype=torch.float64, generator=generator)
+        loss = ClipPPOLoss(actor, None, clip_epsilon=clip, entropy_bonus=False, critic_coeff=None)
+        sample = {
+            "observation": logits,
+            "action": action,
+            "action_log_prob": old[:, 0],
+            "advantage": advantage[:, None],
+        }
+        theirs = loss(TensorDict(sample, batch_size=[9]))
+        ours = clipped_surrogate(new, old, advantage, clip, "action")
+        assert ours.loss.item() == pytest.approx(theirs["loss_objective"].item(), abs=1e-6)
+        assert ours.clip_fraction.item() == pytest.approx(theirs["clip_fraction"].item(), abs=1e-6)

@@ -47,9 +47,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this file share the scenes of the session; a reset rebuilds them, so nothing is carried over."""
+    """Runs of this file share the scenes of the session; a reset rebuilds them, so nothing is carried over.
+
+    An untrained policy never earns a reward of the task, so that nothing would be learned: here lowering the hand pays.
+    """
     if "sim" in request.keywords:
         env = request.getfixturevalue("env")
+        step = type(env).step
+        monkeypatch.setattr(env, "step", lambda a: replace(step(env, a), reward=-10 * a[:, 2]))
         monkeypatch.setattr("vlapost.build.make_env", lambda cfg: env)
         monkeypatch.setattr(env, "close", lambda: None)
 
@@ -109,7 +114,9 @@ def fit(cfg: Config, folder: Path, cut: bool = False) -> dict[str, torch.Tensor]
 )
 def test_resume_equals_uninterrupted_bitwise(name: str, words: list[str], tiny: Path, tmp_path: Path):
     cfg = settings(name, words, tiny, 2)
+    start = {f"policy.{n}": p.detach().clone() for n, p in build_policy(cfg).named_parameters()}
     whole = fit(cfg, tmp_path / "whole")
+    assert any(not torch.equal(whole[key], start[key]) for key in whole)
     with pytest.raises(PowerCutError):
         fit(cfg, tmp_path / "cut", cut=True)
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["iteration00000.ckpt"]
@@ -261,7 +268,9 @@ def test_three_infinite_gradients_in_a_row_stop_the_run(tiny: Path, tmp_path: Pa
     module._trainer = SimpleNamespace(log_dir=None, global_step=7, global_rank=0)  # type: ignore[assignment]
     zeros = torch.zeros(2)
     observation = Observation(torch.zeros(2, 2, 2, 3, dtype=torch.uint8), ("do", "do"))
-    batch = RolloutBatch(observation, torch.zeros(2, 7), torch.zeros(2, 7), zeros, torch.tensor([1.0, torch.nan]), zeros)
+    batch = RolloutBatch(
+        observation, torch.zeros(2, 7), torch.zeros(2, 7), zeros, torch.tensor([1.0, torch.nan]), zeros
+    )
     module.on_train_batch_start(batch, 0)
     for _ in range(2):
         assert not step(module, optimizer, parameters, float("nan"))

@@ -180,7 +180,7 @@ def rollout_curve(folder: Path) -> dict[str, list[float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = ["rollout/env_steps", *[f"rollout/{m}" for m in METRICS], "rollout/return"]
+    tags = ["rollout/env_steps", *[f"rollout/{m}" for m in METRICS], "rollout/return", "time/iteration_s"]
     known = set(events.Tags()["scalars"])
     return {
         tag: [value for _, value in sorted({e.step: e.value for e in events.Scalars(tag)}.items())]

@@ -83,8 +83,9 @@ class PolicyModule(L.LightningModule):
         self.skipped = 0 if finite else self.skipped + 1
         self.log("train/empty_steps", float(empty))
         self.log("train/skipped_steps", float(not finite))
-        if finite and not empty:
+        if finite:
             self.log("train/grad_norm", norm)
+        if finite and not empty:
             return
         optimizer.zero_grad(set_to_none=True)
         if self.skipped >= MOST_SKIPPED:
@@ -98,7 +99,7 @@ class PolicyModule(L.LightningModule):
 
 def dump(batch: Any, folder: Path, rank: int) -> tuple[Path, str]:
     """Write the tensors of a batch; returns the file, and which of them are not finite."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(batch)}
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(batch)}
     path = folder / f"not-finite-{rank}.safetensors"
     save_file(tensors, path)
     wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]

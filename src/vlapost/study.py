@@ -1,0 +1,198 @@
+"""An ablation of the paper in small: `python -m vlapost.study FIG [key=value ...]`, or `make study FIG=5a`.
+
+conf/study/<FIG>.yaml names the cells of the grid and how each differs; every cell is trained with every seed, from a
+warm-up that all cells with the same warm-up settings share, and is evaluated on the held-out episodes. What is finished
+is skipped, so the same command continues an interrupted study. Overrides go to all cells, where those of a recipe go;
+`seeds=[0]` takes fewer seeds.
+
+Writes lightning_logs/study-<FIG>/: a folder per cell and seed, study.json and study.png.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.table import Table
+
+from vlapost import cli, config, evaluate
+from vlapost.config import CONF, ROOT, Config, UserError
+from vlapost.evaluation.charts import pyplot, save_figure
+from vlapost.evaluation.summary import METRICS, write_json
+from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, rollout_curve, split_words, training
+from vlapost.train import claim
+
+
+@dataclass
+class Cell:
+    """A configuration, the words that change it, and whether it starts from the warm-up or from the base."""
+
+    conf: str = "ppo"
+    words: list[str] = field(default_factory=list)
+    warm_up: bool = True
+
+
+@dataclass
+class Study:
+    """conf/study/<FIG>.yaml. words: changes of all cells."""
+
+    title: str
+    seeds: list[int]
+    words: list[str]
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell with a seed. folder: of the training stage. report: of its evaluation."""
+
+    cell: str
+    seed: int
+    folder: Path
+    report: Path
+
+
+def run(argv: list[str]) -> None:
+    """Train and evaluate every cell that is not finished, then draw."""
+    figure, words = cli.parse(argv, "")
+    study = load(figure, [w for w in words if w.startswith("seeds=")])
+    words = [*study.words, *(w for w in words if not w.startswith("seeds="))]
+    folder = ROOT / "lightning_logs" / f"study-{figure}"
+    stages: dict[str, Stage] = {}  # by product: a warm-up that cells share is one stage
+    runs = []
+    for name, cell in study.cells.items():
+        for seed in study.seeds:
+            one, its_stages = plan(folder, name, cell, seed, words)
+            runs.append(one)
+            stages |= {str(stage[1]): stage for stage in its_stages}
+    perform(folder, list(stages.values()))
+    draw(folder, study, runs)
+
+
+def load(figure: str, overrides: list[str]) -> Study:
+    """The study of a figure.
+
+    Raises:
+        UserError: there is none of that name, or its file or the override has a mistake.
+    """
+    path = CONF / "study" / f"{figure}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"There is no study '{figure}'; name one with FIG=..., there are: {known}.")
+    try:
+        layers = OmegaConf.load(path), OmegaConf.from_dotlist(overrides)
+        study: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), *layers))
+    except OmegaConfBaseException as error:
+        raise UserError(f"conf/study/{path.name} or 'seeds=' has a mistake: {str(error).splitlines()[0]}.") from None
+    if not study.seeds or not study.cells:
+        raise UserError(f"The study '{figure}' has no {'cells' if study.seeds else 'seeds'}; name at least one.")
+    return study
+
+
+def plan(folder: Path, name: str, cell: Cell, seed: int, words: list[str]) -> tuple[Run, list[Stage]]:
+    """A cell with a seed and the stages that make it."""
+    label = f"{name}, seed {seed}"
+    run_name = f"{folder.name}/{name.replace(' ', '-')}-seed{seed}"
+    words = [*words, *cell.words, f"seed={seed}"]
+    own = [w for w in words if not w.startswith("sft.")]
+    cfg = config.load(cell.conf, [*own, f"run={run_name}"])
+    shared, warm_up_words = split_words(words, run_name)
+    base = config.load("base", shared)
+    place = ROOT / "lightning_logs" / run_name
+    one = Run(name, seed, place / cfg.algorithm.name, place / "evaluation/report.json")
+    stages, start = [], ""
+    if cell.warm_up:
+        warm = config.load("sft", [*warm_up_words, "run=study-warm-up"])
+        digest = hashlib.sha256(config.to_yaml(warm).encode()).hexdigest()[:8]
+        warm = replace(warm, run=f"study-warm-up/{digest}")
+        at = ROOT / "lightning_logs" / warm.run
+        start = str((at / "sft/adapter").relative_to(ROOT))
+        stages = [
+            demonstrations(warm, at / "demos.json"),
+            (f"warm-up {digest}", at / "sft/adapter", training("sft", *warm_up_words, f"run={warm.run}")),
+        ]
+    claim(place, cfg, MAY_CHANGE)
+    train_words = [*own, f"run={run_name}", f"policy.adapter={start}"]
+    stages += [
+        (label, one.folder / "adapter", training(cell.conf, *train_words)),
+        (f"evaluate {label}", one.report, evaluation(base, one)),
+    ]
+    return one, stages
+
+
+def evaluation(base: Config, one: Run) -> Callable[[], object]:
+    """The work of evaluating a trained cell."""
+    place = str((one.folder / "adapter").relative_to(ROOT))
+    c = replace(base, policy=replace(base.policy, adapter=place), evaluation=replace(base.evaluation, videos=0))
+    return lambda: evaluate.evaluate(c, one.report.parent)
+
+
+def draw(folder: Path, study: Study, runs: list[Run]) -> None:
+    """Write study.json and study.png, and print the table.
+
+    Left: success of the training rollouts over environment steps, middle: over time (thin: a seed, thick: the mean of
+    the seeds). Right: held-out episodes, a point with its 95 % Wilson interval for each seed.
+    """
+    curves = {(one.cell, one.seed): rollout_curve(one.folder) for one in runs}
+    scores = {(one.cell, one.seed): json.loads(one.report.read_text()) for one in runs}
+    write_json(
+        folder / "study.json",
+        {
+            name: {
+                str(seed): {
+                    "rollouts": curves[name, seed],
+                    "held_out": {metric: scores[name, seed][metric] for metric in METRICS},
+                }
+                for seed in study.seeds
+            }
+            for name in study.cells
+        },
+    )
+    figure, axes = pyplot().subplots(1, 3, figsize=(15, 4), sharey=True)
+    for number, name in enumerate(study.cells):
+        colour, lines = f"C{number}", [curves[name, seed] for seed in study.seeds]
+        for axis, key, scale in ((axes[0], "rollout/env_steps", 1), (axes[1], "time/iteration_s", 60)):
+            xs = [c[key] if scale == 1 else [s / scale for s in accumulate(c[key])] for c in lines]
+            ys = [smooth(c["rollout/success_end"]) for c in lines]
+            for x, y in zip(xs, ys):
+                axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.6)
+            length = min(map(len, ys))
+            mean = [[sum(values) / len(values) for values in zip(*(s[:length] for s in series))] for series in (xs, ys)]
+            axis.plot(*mean, color=colour, linewidth=2, label=name)
+        for k, seed in enumerate(study.seeds):
+            s = scores[name, seed]["success_end"]
+            error = [[s["mean"] - s["low"]], [s["high"] - s["mean"]]]
+            axes[2].errorbar(number + 0.12 * k, s["mean"], yerr=error, color=colour, marker="o", capsize=3)
+    for axis, label in zip(axes, ("environment steps", "minutes", "held-out episodes")):
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("success at the end")
+    axes[0].set_ylim(0, 1)
+    axes[0].legend(fontsize=8)
+    axes[2].set_xticks(range(len(study.cells)), list(study.cells), rotation=20, ha="right", fontsize=8)
+    figure.suptitle(study.title)
+    save_figure(figure, folder / "study.png")
+    table = Table(title=f"{study.title}: success at the end on held-out episodes")
+    for column in ("cell", *(f"seed {seed}" for seed in study.seeds)):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for name in study.cells:
+        cells = [scores[name, seed]["success_end"] for seed in study.seeds]
+        table.add_row(name, *[f"{c['mean']:.1%}  [{c['low']:.1%}, {c['high']:.1%}]" for c in cells])
+    cli.console.print(table)
+    cli.console.print(f"Wrote {folder / 'study.png'} and study.json.", soft_wrap=True)
+
+
+def smooth(values: list[float], window: int = 5) -> list[float]:
+    """Mean of each value and those before it, at most `window`."""
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+if __name__ == "__main__":
+    cli.main(run)
