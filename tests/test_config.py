@@ -40,6 +40,13 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["algorithm.name=pp"], ["'pp'", "sft, ppo, grpo, tpo"]),
         ("base", ["trainer.precision=16-true"], ["trainer.precision", "bf16-true"]),
         ("sft", ["policy.critic=h0"], ["policy.critic", "SFT"]),
+        ("ppo", ["policy.critic=none"], ["policy.critic", "h0, hn, all or separate"]),
+        ("grpo", ["algorithm.advantage=mean"], ["algorithm.advantage", "group, valid or whole"]),
+        ("tpo", ["experience.schedule=[rollout,demos]"], ["experience.schedule", "TPO"]),
+        ("tpo", ["algorithm.beta=0"], ["algorithm.beta", "above 0"]),
+        ("sft", ["algorithm.soft_targets=-1"], ["algorithm.soft_targets", "0 or more"]),
+        ("sft", ["trainer.patience=2"], ["trainer.patience", "demos.held_out"]),
+        ("pretrain", ["demos.held_out=2"], ["demos.held_out", "pretraining"]),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(name: str, words: list[str], parts: list[str]) -> None:
@@ -71,3 +78,10 @@ def test_a_wrong_key_stops_a_command_before_torch_loads(module: str) -> None:
     child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     assert child.stderr.startswith("Error: Unknown key 'optim.larning_rate'")
+
+
+def test_a_name_of_several_words_is_what_differs_from_the_first() -> None:
+    c, ppo = config.load("ppo_dimension"), config.load("ppo")
+    a = c.algorithm
+    assert (a.ratio, a.clip, a.gamma, a.gae_lambda) == ("dimension", 0.1, 0.96, 0.85)
+    assert (c.optim, c.policy, c.experience, a.value_coef) == (ppo.optim, ppo.policy, ppo.experience, 0.1)

@@ -11,7 +11,8 @@ PACKAGE = Path(vlapost.__file__).parent
 
 MAY_IMPORT = {
     "contracts": set(),
-    "config": set(),
+    "schema": set(),
+    "config": {"schema"},
     "cli": {"config"},
     "drivers": set(),
     "disk": set(),

@@ -35,8 +35,8 @@ def test_against_torch_on_random_cases():
 
 
 def test_best_is_matched_with_worst_and_ties_are_left_out():
-    return_ = torch.tensor([0.0, 1.2, 0.2, 0.1] + [0.0, 0.0, 1.2, 0.0] + [0.2, 0.2, 0.2, 0.2])
-    assert match(return_, 4).tolist() == [[1, 0], [2, 3], [6, 7]]
+    groups = [[0.0, 1.2, 0.2, 0.1], [0.0, 0.0, 1.2, 0.0], [0.2, 0.2, 0.2, 0.2]]
+    assert match(torch.tensor(groups).flatten(), 4).tolist() == [[1, 0], [2, 3], [6, 7]]
     # an odd group leaves its middle out
     assert match(torch.tensor([0.1, 0.0, 1.0]), 3).tolist() == [[2, 1]]
 
@@ -123,7 +123,8 @@ def test_minibatches_of_whole_trajectories_have_the_gradient_of_the_full_loss(T:
 
     with policy.reference(), torch.no_grad():
         start = [total(e) for e in range(8)]
-    margins = [total(w) - start[w] - total(l) + start[l] for w, l in ((1, 0), (3, 2), (6, 5), (7, 4))]
+    pairs = ((1, 0), (3, 2), (6, 5), (7, 4))
+    margins = [total(better) - start[better] - total(worse) + start[worse] for better, worse in pairs]
     policy.weight.grad = None
     preference_loss(torch.stack(margins), 0.3).backward()
     torch.testing.assert_close(in_parts, policy.weight.grad, atol=1e-6, rtol=0)

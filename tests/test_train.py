@@ -30,35 +30,6 @@ PPO = [
 SFT = ["trainer.devices=1", "trainer.accelerator=cpu", "trainer.eval_every=0", "experience.demo_steps=2"]
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained openvla-tiny whose actions cover a few centimetres."""
-    from vlapost.policies.tiny import write_tiny
-
-    folder = tmp_path_factory.mktemp("models") / "openvla-tiny"
-    action = {
-        "q01": [-0.03] * 3 + [-0.2] * 3 + [-1.0],
-        "q99": [0.03] * 3 + [0.2] * 3 + [1.0],
-        "mask": [True] * 6 + [False],
-    }
-    write_tiny(folder, 0, {"world": {"action": action}})
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def one_simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this file share the scenes of the session; a reset rebuilds them, so nothing is carried over.
-
-    An untrained policy never earns a reward of the task, so that nothing would be learned: here lowering the hand pays.
-    """
-    if "sim" in request.keywords:
-        env = request.getfixturevalue("env")
-        step = type(env).step
-        monkeypatch.setattr(env, "step", lambda a: replace(step(env, a), reward=-10 * a[:, 2]))
-        monkeypatch.setattr("vlapost.build.make_env", lambda cfg: env)
-        monkeypatch.setattr(env, "close", lambda: None)
-
-
 def settings(name: str, words: list[str], tiny: Path, iterations: int) -> Config:
     return config.load(
         name, [*words, f"policy.checkpoint={tiny}", f"trainer.iterations={iterations}", "policy.lora_rank=4"]
@@ -74,7 +45,7 @@ def noise_feed(cfg: Config, policy) -> DemoFeed:
     def make(index, generator):
         return DemoBatch(Observation(image[index], ("put carrot on plate",) * len(index)), tokens[index])
 
-    return DemoFeed(12, make)
+    return DemoFeed(12 - cfg.demos.held_out, make, cfg.demos.held_out)
 
 
 class PowerCutError(Exception):
@@ -100,6 +71,7 @@ def fit(cfg: Config, folder: Path, cut: bool = False) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.sim
+@pytest.mark.usefixtures("lowering_pays")
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -158,6 +130,7 @@ def test_pretraining_moves_every_weight_in_use_and_resumes_bitwise(tiny: Path, t
 
 
 @pytest.mark.sim
+@pytest.mark.usefixtures("lowering_pays")
 def test_first_minibatch_has_ratio_one(tiny: Path):
     """The rollout's cached decoding and the learner's teacher-forced forward agree on log-probabilities and values."""
     cfg = settings("ppo", PPO, tiny, 1)
@@ -187,6 +160,7 @@ def test_first_minibatch_has_ratio_one(tiny: Path):
 
 
 @pytest.mark.sim
+@pytest.mark.usefixtures("lowering_pays")
 def test_critic_learns_and_videos_and_scalars_are_written(tiny: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -288,6 +262,7 @@ def test_three_infinite_gradients_in_a_row_stop_the_run(tiny: Path, tmp_path: Pa
 
 
 @pytest.mark.sim
+@pytest.mark.usefixtures("lowering_pays")
 @pytest.mark.parametrize("critic", ["hn", "all", "separate"])
 def test_every_place_of_the_critic_trains(critic: str, tiny: Path, tmp_path: Path):
     cfg = settings("ppo", [*PPO, f"policy.critic={critic}"], tiny, 1)
@@ -318,6 +293,22 @@ def test_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
         train.newest_checkpoint(tmp_path)
     newest.unlink()
     assert train.newest_checkpoint(tmp_path) == tmp_path / "iteration00003.ckpt"
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("lowering_pays")
+def test_sft_stops_when_held_out_demonstrations_get_no_better(tiny: Path, tmp_path: Path):
+    """Random actions cannot be foretold: the loss on the held-out ones rises, and the second time is the last."""
+    words = [*SFT[:2], "experience.demo_steps=4", "optim.lr=1e-1", "optim.schedule=constant", "optim.batch_size=8"]
+    watching = ["trainer.eval_every=1", "trainer.eval_episodes=1", "trainer.video_episodes=0", "env.num_envs=2"]
+    cfg = settings("sft", [*words, *watching, "demos.held_out=4", "trainer.patience=1"], tiny, 8)
+    fit(cfg, tmp_path / "sft")
+    newest = train.newest_checkpoint(tmp_path / "sft/checkpoints")
+    assert newest is not None
+    assert 2 <= train.iterations(newest) < 8
+    (tmp_path / "sft/adapter").mkdir()
+    train.train(cfg, tmp_path / "sft")  # finished: nothing is trained again
+    assert train.newest_checkpoint(tmp_path / "sft/checkpoints") == newest
 
 
 def test_unknown_algorithm(tiny: Path):

@@ -117,19 +117,20 @@ def demo_feed(config: Config, policy: OpenVLAPolicy) -> DemoFeed:
     demos = open_demos(config)
     tokens = policy.encode(demos.actions)
 
-    def make(index: Tensor, generator: torch.Generator) -> DemoBatch:
+    def make(index: Tensor, generator: torch.Generator | None) -> DemoBatch:
         observation = Observation(*demos.observation(index))
-        if config.experience.augment:
+        if config.experience.augment and generator is not None:
             observation = replace(observation, image=augment(observation.image, generator))
         return DemoBatch(observation, tokens[index])
 
-    return DemoFeed(len(demos), make)
+    size = int((demos.episode < config.demos.episodes).sum())
+    return DemoFeed(size, make, len(demos) - size)
 
 
 def open_demos(config: Config) -> DemoDataset:
     """The stored demonstrations, filtered as the settings say."""
     d = config.demos
-    return DemoDataset(ROOT / d.path, d.filter, d.min_translation, d.min_rotation, d.episodes)
+    return DemoDataset(ROOT / d.path, d.filter, d.min_translation, d.min_rotation, d.episodes + d.held_out)
 
 
 class PlaceOnPlate:

@@ -5,8 +5,9 @@
     python -m vlapost.collect_demos [configuration] [key=value ...]
 
 Attempt k = 0, 1, 2, ... starts in an episode drawn from (demos.seed, k), never a held-out one. The first
-`demos.episodes` attempts that succeed are the set, whatever the number of workers. What is finished stays: the same
-command continues after an interruption, and a larger demos.episodes adds to what is there.
+`demos.episodes` attempts that succeed are the set (and the next `demos.held_out` those to look at only), whatever the
+number of workers. What is finished stays: the same command continues after an interruption, and a larger demos.episodes
+adds to what is there.
 """
 
 from __future__ import annotations
@@ -125,20 +126,20 @@ def results(pool: ProcessPoolExecutor, cfg: Config, begin: int, end: int | None)
 
 
 def collect(cfg: Config) -> DemoWriter:
-    """Collect what is missing of `cfg.demos.episodes` demonstrations."""
+    """Collect what is missing of `cfg.demos.episodes` demonstrations, and of those that are held out."""
     from vlapost.assets.pack import open_pack
     from vlapost.experience.demos import DemoWriter
     from vlapost.experience.shards import Failure
 
     writer = DemoWriter(ROOT / cfg.demos.path, meta_of(cfg))
-    known = writer.episodes
-    if known >= cfg.demos.episodes and not writer.missing():
+    known, wanted = writer.episodes, cfg.demos.episodes + cfg.demos.held_out
+    if known >= wanted and not writer.missing():
         return writer
     open_pack(cfg.env.assets)  # drawn here if it is not there yet, where its progress can be seen
     env = replace(cfg.env, backend="cpu")  # a scene at a time: the same demonstrations wherever training simulates
     pool = ProcessPoolExecutor(cfg.demos.workers, get_context("spawn"), start, (env,))
     bar = progress("demo")
-    task = bar.add_task("demonstrations", total=cfg.demos.episodes, completed=known, note="starting simulators")
+    task = bar.add_task("demonstrations", total=wanted, completed=known, note="starting simulators")
     tried = 0
 
     def collect_range(begin: int, end: int | None) -> None:
@@ -162,7 +163,7 @@ def collect(cfg: Config) -> DemoWriter:
                 new = writer.episodes + len(episodes) - known
                 note = causes_of(writer, failures)
                 bar.update(task, note=f"success {new / tried:.0%}" + (f"; failed: {note}" if note else ""))
-                complete = end is None and writer.episodes + len(episodes) >= cfg.demos.episodes
+                complete = end is None and writer.episodes + len(episodes) >= wanted
                 if complete or done == end or len(episodes) == cfg.demos.shard_episodes:
                     writer.write(begin, done, episodes, failures)
                     begin, episodes, failures = done, [], []
@@ -177,7 +178,7 @@ def collect(cfg: Config) -> DemoWriter:
         with bar:
             for begin, end in writer.missing():
                 collect_range(begin, end)
-            if writer.episodes < cfg.demos.episodes:
+            if writer.episodes < wanted:
                 collect_range(writer.next_candidate(), None)
     except BrokenProcessPool:
         raise UserError(

@@ -4,16 +4,15 @@
 
 A name of several words, ppo_dimension, is what differs from conf/ppo.yaml.
 
-The dataclasses below say which keys exist and of which type; `conf/base.yaml` gives each its value and its comment.
+`schema.py` says which keys exist and of which type; `conf/base.yaml` gives each its value and its comment.
 This file imports neither torch nor the simulator, so a wrong key stops a command before anything heavy loads.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
@@ -23,166 +22,42 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-ROOT = Path(os.environ.get("VLAPOST_ROOT", Path(__file__).resolve().parents[2]))
-CONF = ROOT / "conf"
+from vlapost.schema import (
+    CONF,
+    ROOT,
+    AlgorithmConfig,
+    Config,
+    DemosConfig,
+    EnvConfig,
+    EvaluationConfig,
+    ExperienceConfig,
+    GeneralizationConfig,
+    GroundingConfig,
+    OptimConfig,
+    PolicyConfig,
+    TrainerConfig,
+    UserError,
+)
 
-
-class UserError(Exception):
-    """Something the user can mend; entry points print the sentence and exit with code 2."""
-
-
-@dataclass
-class EnvConfig:
-    """The simulator (conf/base.yaml explains every key)."""
-
-    id: str
-    obj_set: str
-    protocol: str
-    assets: str
-    image_size: list[int]
-    shader: str
-    sim_freq: int
-    num_envs: int
-    backend: str
-
-
-@dataclass
-class PolicyConfig:
-    """The policy: a checkpoint folder in OpenVLA's layout, LoRA, critic."""
-
-    checkpoint: str
-    adapter: str
-    unnorm_key: str
-    lora_rank: int
-    lora_alpha: int
-    train_vision: bool
-    critic: str
-
-
-@dataclass
-class DemosConfig:
-    """Planner demonstrations."""
-
-    path: str
-    episodes: int
-    workers: int
-    seed: int
-    disturbed: float
-    shard_episodes: int
-    filter: str
-    min_translation: float
-    min_rotation: float
-
-
-@dataclass
-class ExperienceConfig:
-    """What the learner is fed."""
-
-    schedule: list[str]
-    demo_steps: int
-    rounds: int
-    passes: int
-    same_start: int
-    temperature: float
-    augment: bool
-
-
-@dataclass
-class AlgorithmConfig:
-    """The learning rule."""
-
-    name: str
-    gamma: float
-    gae_lambda: float
-    clip: float
-    value_clip: float
-    huber_delta: float
-    ratio: str
-    advantage: str
-    beta: float
-    soft_targets: float
-    policy_coef: float
-    value_coef: float
-    entropy_coef: float
-    imitation_coef: float
-    target_kl: float
-    normalise_advantage: bool
-    bootstrap_truncation: bool
-
-
-@dataclass
-class OptimConfig:
-    """AdamW with one group for the adapter and one for the critic."""
-
-    lr: float
-    value_lr: float
-    weight_decay: float
-    batch_size: int
-    accumulate: int
-    grad_clip: float
-    warmup_steps: int
-    schedule: str
-
-
-@dataclass
-class TrainerConfig:
-    """Lightning's Trainer."""
-
-    accelerator: str
-    devices: int
-    precision: str
-    matmul: str
-    iterations: int
-    eval_every: int
-    eval_episodes: int
-    video_episodes: int
-    snapshot_every: int
-
-
-@dataclass
-class EvaluationConfig:
-    """Who acts on the fixed held-out episodes, and how."""
-
-    actor: str
-    episodes: int
-    workers: int
-    temperature: float
-    top_k: int
-    videos: int
-
-
-@dataclass
-class GeneralizationConfig:
-    """The setups of the benchmark."""
-
-    setups: list[str]
-    seeds: int
-
-
-@dataclass
-class GroundingConfig:
-    """The auxiliary objective of pretraining; never part of the policy that is fine-tuned."""
-
-    position_coef: float
-    segmentation_coef: float
-
-
-@dataclass
-class Config:
-    """One run."""
-
-    run: str
-    seed: int
-    env: EnvConfig
-    policy: PolicyConfig
-    demos: DemosConfig
-    experience: ExperienceConfig
-    algorithm: AlgorithmConfig
-    optim: OptimConfig
-    trainer: TrainerConfig
-    evaluation: EvaluationConfig
-    generalization: GeneralizationConfig
-    grounding: GroundingConfig
+__all__ = [
+    "CONF",
+    "ROOT",
+    "AlgorithmConfig",
+    "Config",
+    "DemosConfig",
+    "EnvConfig",
+    "EvaluationConfig",
+    "ExperienceConfig",
+    "GeneralizationConfig",
+    "GroundingConfig",
+    "OptimConfig",
+    "PolicyConfig",
+    "TrainerConfig",
+    "UserError",
+    "differences",
+    "load",
+    "to_yaml",
+]
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -200,9 +75,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"Override '{word}' is not of the form key=value.")
         _check_key(key, f"override '{word}'")
     layers = [(CONF / "base.yaml", OmegaConf.load(CONF / "base.yaml"))]
-    for part in accumulate(name.split("_"), "{}_{}".format):  # ppo_dimension is what differs from ppo
-        if part != "base" and (path := CONF / f"{part}.yaml").is_file():
-            layers.append((path, OmegaConf.load(path)))
+    names = accumulate(name.split("_"), "{}_{}".format)  # ppo_dimension is what differs from ppo
+    files = [CONF / f"{part}.yaml" for part in names if part != "base"]
+    layers += [(path, OmegaConf.load(path)) for path in files if path.is_file()]
     try:
         layers.append((Path("command line"), OmegaConf.from_dotlist(list(overrides))))
     except YAMLError as error:
@@ -263,8 +138,12 @@ def _check_key(key: str, where: str) -> None:
 
 AT_LEAST_ONE = (
     "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers", "demos.shard_episodes",
-    "experience.demo_steps", "experience.rounds", "experience.passes", "experience.same_start", "optim.batch_size", "optim.accumulate",
-    "trainer.iterations", "evaluation.episodes", "evaluation.workers", "generalization.seeds",
+    "experience.demo_steps", "experience.rounds", "experience.passes", "experience.same_start",
+    "optim.batch_size", "optim.accumulate", "trainer.iterations", "evaluation.episodes", "evaluation.workers",
+    "generalization.seeds",
+)  # fmt: skip
+AT_LEAST_ZERO = (
+    "demos.held_out", "algorithm.soft_targets", "trainer.patience", "evaluation.videos", "evaluation.temperature",
 )  # fmt: skip
 ONE_OF = {
     "policy.critic": ("none", "h0", "hn", "all", "separate"),
@@ -281,7 +160,7 @@ ONE_OF = {
 
 def _check_values(config: Config) -> None:
     """What types cannot express."""
-    for key in (*AT_LEAST_ONE, "evaluation.videos", "evaluation.temperature"):
+    for key in (*AT_LEAST_ONE, *AT_LEAST_ZERO):
         if (value := attrgetter(key)(config)) < (least := int(key in AT_LEAST_ONE)):
             raise UserError(f"{key} is {value}; it must be {least} or more.")
     for key, allowed in ONE_OF.items():
@@ -304,8 +183,15 @@ def _check_values(config: Config) -> None:
         raise UserError("policy.critic is 'none', but PPO needs a critic: h0, hn, all or separate.")
     if name == "tpo" and "demos" in config.experience.schedule:
         raise UserError("experience.schedule names 'demos', but TPO learns from rollouts alone; leave it [rollout].")
-    if config.algorithm.soft_targets < 0 or config.algorithm.beta <= 0:
-        raise UserError("algorithm.soft_targets must be 0 or more, and algorithm.beta above 0.")
+    if config.algorithm.beta <= 0:
+        raise UserError(f"algorithm.beta is {config.algorithm.beta}; it must be above 0.")
+    if name == "pretrain" and config.demos.held_out:
+        raise UserError(f"demos.held_out is {config.demos.held_out}, but pretraining keeps none back; leave it 0.")
+    if config.trainer.patience and not (config.demos.held_out and config.trainer.eval_every):
+        raise UserError(
+            f"trainer.patience is {config.trainer.patience}, but nothing is watched; set demos.held_out to the number "
+            "of demonstrations to keep back, and trainer.eval_every."
+        )
     if not config.experience.schedule:
         raise UserError("experience.schedule is empty; it must name rollout, demos or both.")
     if not 0 <= config.demos.disturbed <= 1:

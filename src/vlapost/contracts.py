@@ -138,7 +138,8 @@ class Rollout:
 class RolloutBatch:
     """A minibatch of on-policy samples.
 
-    action_tokens: `[B, A]`. logprob: `[B, A]` float32, of the behaviour policy. value, advantage, return_: `[B]` float32.
+    action_tokens: `[B, A]`. logprob: `[B, A]` float32. value, advantage, return_: `[B]` float32. All of the behaviour
+    policy.
     """
 
     observation: Observation

@@ -60,11 +60,11 @@ def pretrain(cfg: Config, folder: Path) -> None:
     height, width = cfg.env.image_size
     tables = torch.stack([table_picture(t.image, height, width) for t in open_pack(cfg.env.assets).tables])
 
-    def make(index: torch.Tensor, generator: torch.Generator) -> GroundedBatch:
+    def make(index: torch.Tensor, generator: torch.Generator | None) -> GroundedBatch:
         truth = demos.grounding(index)
         positions = (truth.object_position, truth.receptacle_position, truth.gripper_position)
         image, instruction = demos.observation(index)
-        if cfg.experience.augment:
+        if cfg.experience.augment and generator is not None:
             image = repaint(image, truth.segmentation, tables, generator)
         return GroundedBatch(
             DemoBatch(Observation(image, instruction), tokens[index]),

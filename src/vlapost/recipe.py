@@ -2,8 +2,8 @@
 
 demonstrations -> LoRA warm-up (SFT) -> PPO -> evaluation on held-out episodes before and after, and of the untrained
 starting points. Each stage is a process of its own and is skipped once finished, so the same command continues an
-interrupted recipe. Overrides of `algorithm`, `experience`, `optim` and `trainer` go to the RL stage, all others to
-every stage; with the prefix `sft.` they go to the warm-up alone (`sft.trainer.iterations=5`).
+interrupted recipe. Overrides of `algorithm`, `experience`, `optim`, `trainer` and `policy.critic` go to the RL stage,
+all others to every stage; with the prefix `sft.` they go to the warm-up alone (`sft.trainer.iterations=5`).
 
 Writes lightning_logs/<run>/: sft/, ppo/, evaluation-*/, learning_curve.png, summary.json.
 """
@@ -29,7 +29,7 @@ from vlapost.evaluation.charts import pyplot, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.train import claim
 
-LEARNING = ("algorithm.", "experience.", "optim.", "trainer.")
+LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
 MAY_CHANGE = ("trainer.video_episodes", "demos.workers", "evaluation.workers", "evaluation.videos", "generalization.")
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
 Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work

@@ -55,7 +55,8 @@ def train(cfg: Config, folder: Path) -> None:
     """Run a stage to its end, from its newest checkpoint if there is one."""
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
-    if (folder / "adapter").is_dir() and checkpoint is not None and iterations(checkpoint) >= cfg.trainer.iterations:
+    at_its_end = checkpoint is not None and (cfg.trainer.patience or iterations(checkpoint) >= cfg.trainer.iterations)
+    if (folder / "adapter").is_dir() and at_its_end:
         cli.console.print(f"{folder.name}: already finished ({folder / 'adapter'}).")
         return
 
@@ -92,7 +93,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     """
     import lightning as L
     import torch
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from vlapost.callbacks.checkpoints import SafeCheckpoints
@@ -141,6 +142,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
             Snapshots(folder / "snapshots", t.snapshot_every),
             Progress(),
             Termination(),
+            *([EarlyStopping("val/demo_loss", patience=t.patience)] if t.patience else []),
         ],
         plugins=[SafeCheckpoints()],
         enable_progress_bar=False,

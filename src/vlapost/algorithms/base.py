@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlapost.config import OptimConfig, UserError
-from vlapost.contracts import EpisodeBatch, Policy
+from vlapost.contracts import DemoBatch, EpisodeBatch, Policy
 
 MOST_SKIPPED = 3  # updates in a row
 
@@ -48,10 +48,14 @@ class PolicyModule(L.LightningModule):
         trainable = {name for name, p in cast(nn.Module, self).named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
 
-    def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
-        """Average finished held-out episodes; simulating them is the datamodule's work."""
-        for name, value in batch.metrics.items():
-            self.log(f"val/{name}", value.float().mean(), on_epoch=True, sync_dist=True, batch_size=len(batch))
+    def validation_step(self, batch: EpisodeBatch | DemoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Average finished held-out episodes (simulating them is the datamodule's work) and held-out demonstrations."""
+        if isinstance(batch, EpisodeBatch):
+            means = {name: value.float().mean() for name, value in batch.metrics.items()}
+        else:
+            means = {"demo_loss": -self.policy.evaluate(batch.observation, batch.action_tokens).logprob.mean()}
+        values = {f"val/{name}": value for name, value in means.items()}
+        self.log_dict(values, on_epoch=True, sync_dist=True, batch_size=len(batch), add_dataloader_idx=False)
 
     def on_train_epoch_start(self) -> None:
         """New samples: updates are allowed again."""
@@ -62,7 +66,7 @@ class PolicyModule(L.LightningModule):
         self.newest_batch = batch
 
     def stop_above(self, kl: Tensor, limit: float) -> None:
-        """No further update in this iteration if the policy has moved more than `limit`; all processes stop together."""
+        """No further update in this iteration once the policy has moved beyond `limit`, in all processes together."""
         if limit > 0 and not self.stopped:
             self.stopped = bool(cast(Tensor, self.all_gather(kl.detach())).max() > limit)
 

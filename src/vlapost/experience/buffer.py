@@ -31,7 +31,7 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 class Minibatches:
-    """One iteration on policy: collect when asked for the first minibatch, then cut the rollout into `count` of them."""
+    """One iteration on policy: collect when asked for the first minibatch, then cut the rollout into `count`."""
 
     def __init__(self, collect: Callable[[], Rollout], cut: Cut, count: int, generator: torch.Generator):
         self.collect, self.cut, self.count, self.generator = collect, cut, count, generator
@@ -79,8 +79,8 @@ def paired(
 ) -> Iterator[RolloutBatch]:
     """Pairs of whole episodes, as many at a time as one update takes; `weigh` is asked before each update.
 
-    The number of minibatches is that of a rollout in which every episode has found its partner. Where pairs are missing,
-    what is left of an update are single samples of no weight: all processes must take equally many steps.
+    The number of minibatches is that of a rollout in which every episode has found its partner. Where pairs are
+    missing, what is left of an update are single samples of no weight: all processes must take equally many steps.
     """
     T, E = rollout.reward.shape
     nothing = torch.zeros_like(rollout.reward)
@@ -109,7 +109,7 @@ class DemoBatches(Generic[Batch]):
 
     def __init__(
         self,
-        make: Callable[[Tensor, torch.Generator], Batch],
+        make: Callable[[Tensor, torch.Generator | None], Batch],
         size: int,
         steps: int,
         batch_size: int,

@@ -1,7 +1,8 @@
 """The LightningDataModule that alternates online rollouts and replayed demonstrations.
 
 It holds the simulator, the stored demonstrations, and the numbers a person wants to see about both (`stats`). It asks
-`current_epoch` which source is due, and nothing else of the Trainer. The policy, and how a rollout becomes minibatches, are handed in.
+`current_epoch` which source is due, and nothing else of the Trainer. The policy, and how a rollout becomes minibatches,
+are handed in.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ from vlapost.experience.collect import Stopwatch, collect
 
 @dataclass(frozen=True)
 class DemoFeed:
-    """Stored demonstrations as minibatches. size: number of samples. make: (indices `[B]`, generator) -> batch."""
+    """Stored demonstrations as minibatches.
+
+    size: number of samples to learn from. held_out: number of those that follow, to look at only.
+    make: (indices `[B]`, generator) -> batch; without a generator nothing is augmented.
+    """
 
     size: int
-    make: Callable[[Tensor, torch.Generator], DemoBatch | GroundedBatch]
+    make: Callable[[Tensor, torch.Generator | None], DemoBatch | GroundedBatch]
+    held_out: int = 0
 
 
 class Simulation(Protocol):
@@ -94,13 +100,17 @@ class ExperienceModule(L.LightningDataModule):
         count = e.passes * samples(c) // c.optim.batch_size
         return Minibatches(lambda: self._rollout(generator), self.cut, count, generator)
 
-    def val_dataloader(self) -> HeldOutEpisodes:
-        """Held-out episodes of this process."""
+    def val_dataloader(self) -> list[HeldOutEpisodes | HeldOutDemos]:
+        """Held-out episodes of this process, and held-out demonstrations if there are any."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         ids = self.held_out[: self.config.trainer.eval_episodes].tolist()[rank::world]
         self.videos = []
-        return HeldOutEpisodes(self, ids, record=self.config.trainer.video_episodes if rank == 0 else 0)
+        record = self.config.trainer.video_episodes if rank == 0 else 0
+        episodes = HeldOutEpisodes(self, ids, record)
+        if not self.config.demos.held_out:
+            return [episodes]
+        return [episodes, HeldOutDemos(self.demos, self.config.optim.batch_size, rank, world)]
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers follow from (seed, iteration, process); only the counter is state."""
@@ -161,6 +171,20 @@ class HeldOutEpisodes:
         for metrics, frames in self.data.simulation.evaluate(env, self.ids, self.record):
             self.data.videos.extend(frames)
             yield EpisodeBatch(metrics)
+
+
+class HeldOutDemos:
+    """Sized iterable of held-out demonstrations; every `world`-th minibatch is this process's."""
+
+    def __init__(self, feed: DemoFeed, batch_size: int, rank: int, world: int):
+        index = torch.arange(feed.size, feed.size + feed.held_out)
+        self.make, self.parts = feed.make, index.split(batch_size)[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[DemoBatch | GroundedBatch]:
+        return (self.make(index, None) for index in self.parts)
 
 
 def to_go(reward_TE: Tensor, gamma: float) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -119,7 +120,7 @@ def remember(network: OpenVLA) -> Exchange:
     for module in network.modules():
         if not isinstance(module, LoraLayer):
             continue
-        down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+        down, up = (cast(nn.Parameter, pair["default"].weight) for pair in (module.lora_A, module.lora_B))
         if not up.requires_grad:
             continue
         if up.any():

@@ -2,8 +2,8 @@
 
 One image and one instruction give seven tokens of 256 bins each, drawn one after another. The critic, if there is one,
 reads the hidden state h0 after the final norm at the position that predicts the first of them (paper section 4.1), or,
-to compare (paper Fig. 4b), the one that predicts the last (hn), all seven, or h0 of a second network with adapters of its
-own over the same frozen weights.
+to compare (paper Fig. 4b), the one that predicts the last (hn), all seven, or h0 of a second network with adapters of
+its own over the same frozen weights.
 
 Left out of the study's own policy: its hidden top-k of 50 when sampling, and recording the log-probability of another
 distribution than the one sampled from.
@@ -181,7 +181,7 @@ class OpenVLAPolicy(nn.Module):
         return self.actions.encode(action)
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable weights but the value head: adapters, or all computed weights of a policy without adapters."""
+        """The trainable weights but the value head: adapters, or all weights in use of a policy without adapters."""
         networks = [n for n in (self.network, self.critic_network) if n is not None]
         return (parameter for network in networks for parameter in network.parameters() if parameter.requires_grad)
 
@@ -289,7 +289,7 @@ def load_full_policy(folder: Path | str, unnorm_key: str, device: torch.device |
 def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     """Write what training changes to `folder` (replaced as a whole).
 
-    adapter_model.safetensors, adapter_config.json, dataset_statistics.json and, with a critic, value_head.safetensors and
+    adapter_model.safetensors, adapter_config.json, dataset_statistics.json; with a critic value_head.safetensors and,
     where it has its own network critic_adapter.safetensors.
     """
     layer = policy.network.language_model.lm_head

@@ -1,0 +1,85 @@
+"""Studies: what a grid is made of, what its cells share, what is drawn. What a stage does is tested with the recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlapost import config, study
+from vlapost.config import CONF, UserError
+from vlapost.evaluation.summary import METRICS, rate, write_json
+
+FIGURES = sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, root: Path, words: list[str]) -> list[str]:
+    """Products of the stages of a study, in their order, below lightning_logs; nothing is trained."""
+    found: list[str] = []
+    monkeypatch.setattr(study, "ROOT", root)
+    monkeypatch.setattr(study, "perform", lambda _, stages: found.extend(str(product) for _, product, _ in stages))
+    monkeypatch.setattr(study, "draw", lambda *_: None)
+    study.run(words)
+    return [product.removeprefix(f"{root}/lightning_logs/") for product in found]
+
+
+def test_the_figures_of_the_paper_are_there() -> None:
+    assert FIGURES == ["10", "11", "12", "3b", "4b", "5a", "5b"]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_cell_is_a_valid_run_of_its_own(figure: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vlapost.experience.datamodule import check_batches
+
+    grid = study.load(figure, [])
+    products = planned(monkeypatch, tmp_path, [figure])
+    assert len(products) == len(set(products))
+    adapters = [p for p in products if p.endswith("adapter") and not p.startswith("study-warm-up")]
+    assert len(adapters) == len(grid.cells) * len(grid.seeds)
+    settings = []
+    for cell in grid.cells.values():
+        cfg = config.load(cell.conf, [*grid.words, *cell.words])
+        check_batches(cfg)
+        settings.append(config.to_yaml(cfg) + str(cell.warm_up))
+    assert len(set(settings)) == len(grid.cells)
+
+
+def test_cells_share_a_warm_up_where_its_settings_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def warm_ups(words: list[str]) -> int:
+        return sum(
+            p.startswith("study-warm-up") and p.endswith("adapter") for p in planned(monkeypatch, tmp_path, words)
+        )
+
+    assert warm_ups(["11", "seeds=[0,1]"]) == 2  # a warm-up per seed, whatever the temperature of RL
+    assert warm_ups(["12", "seeds=[0]"]) == 4  # the rank is the warm-up's too
+    assert warm_ups(["5a", "seeds=[0]"]) == 1  # one cell starts from the base
+    with pytest.raises(UserError, match=r"other settings.*optim\.lr"):
+        planned(monkeypatch, tmp_path, ["11", "seeds=[0]", "optim.lr=1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(["7z"], "there are: 10, 11"), ([], "FIG="), (["5a", "seeds=[]"], "no seeds"), (["5a", "seeds=[x]"], "seeds")],
+)
+def test_a_mistake_is_one_sentence(words: list[str], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        study.run(words)
+
+
+def test_what_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    grid = study.Study("Two", [0, 1], [], {"a": study.Cell(), "b": study.Cell()})
+    runs = [study.Run(c, s, tmp_path / f"{c}{s}", tmp_path / f"{c}{s}/report.json") for c in "ab" for s in (0, 1)]
+    for k, one in enumerate(runs):
+        write_json(one.report, {metric: rate([True] * k + [False] * (10 - k)) for metric in METRICS})
+    curve = {"rollout/env_steps": [10.0, 20.0], "rollout/success_end": [0.1, 0.3], "time/iteration_s": [60.0, 60.0]}
+    monkeypatch.setattr(study, "rollout_curve", lambda folder: curve)
+    study.draw(tmp_path, grid, runs)
+    found = json.loads((tmp_path / "study.json").read_text())
+    assert [found[c][s]["held_out"]["success_end"]["mean"] for c in "ab" for s in "01"] == [0.0, 0.1, 0.2, 0.3]
+    assert found["b"]["1"]["rollouts"] == curve
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_smooth() -> None:
+    assert study.smooth([1.0, 2.0, 6.0, 0.0], 2) == [1.0, 1.5, 4.0, 3.0]
