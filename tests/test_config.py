@@ -40,7 +40,7 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["algorithm.name=pp"], ["'pp'", "sft, ppo, grpo, tpo"]),
         ("base", ["trainer.precision=16-true"], ["trainer.precision", "bf16-true"]),
         ("sft", ["policy.critic=h0"], ["policy.critic", "SFT"]),
-        ("ppo", ["policy.critic=none"], ["policy.critic", "h0, hn, all or separate"]),
+        ("ppo", ["policy.critic=none"], ["policy.critic", "h0, hn, all, separate or state"]),
         ("grpo", ["algorithm.advantage=mean"], ["algorithm.advantage", "group, valid or whole"]),
         ("tpo", ["experience.schedule=[rollout,demos]"], ["experience.schedule", "TPO"]),
         ("tpo", ["algorithm.beta=0"], ["algorithm.beta", "above 0"]),

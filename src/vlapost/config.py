@@ -146,7 +146,7 @@ AT_LEAST_ZERO = (
     "demos.held_out", "algorithm.soft_targets", "trainer.patience", "evaluation.videos", "evaluation.temperature",
 )  # fmt: skip
 ONE_OF = {
-    "policy.critic": ("none", "h0", "hn", "all", "separate"),
+    "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),
     "algorithm.name": ("sft", "ppo", "grpo", "tpo", "pretrain"),
     "algorithm.ratio": ("action", "dimension"),
     "algorithm.advantage": ("group", "valid", "whole"),
@@ -180,7 +180,7 @@ def _check_values(config: Config) -> None:
     if name != "ppo" and critic != "none":
         raise UserError(f"policy.critic is '{critic}', but {name.upper()} trains no critic; leave it none.")
     if name == "ppo" and critic == "none":
-        raise UserError("policy.critic is 'none', but PPO needs a critic: h0, hn, all or separate.")
+        raise UserError("policy.critic is 'none', but PPO needs a critic: h0, hn, all, separate or state.")
     if name == "tpo" and "demos" in config.experience.schedule:
         raise UserError("experience.schedule names 'demos', but TPO learns from rollouts alone; leave it [rollout].")
     if config.algorithm.beta <= 0:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 ACTION_DIM = 7
 ACTION_BINS = 256
+STATE_DIM = 16
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,28 @@ class Observation:
     image: `[B, H, W, 3]` uint8, RGB, greenscreen already composited.
     instruction: B sentences, for example "put carrot on plate".
     patches: `[B, P, Dv]` features of the images where a frozen image encoder has computed them already (`Policy.see`).
+    state: `[B, STATE_DIM]` float32, what a critic may be told in training and an actor never is: the share of the time
+        that is left; positions of object, receptacle and gripper in the robot base frame, in units of 5 cm from the
+        middle of the workspace; the fingers' opening, 0 to 1; whether the object is held; the four `Metrics`.
     """
 
     image: Tensor
     instruction: tuple[str, ...]
     patches: Tensor | None = None
+    state: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)
 
     def take(self, index: Tensor) -> Observation:
         """The observations at `index` `[B]`."""
-        patches = None if self.patches is None else self.patches[index]
-        return Observation(self.image[index], tuple(self.instruction[int(i)] for i in index), patches)
+        patches, state = (None if x is None else x[index] for x in (self.patches, self.state))
+        return Observation(self.image[index], tuple(self.instruction[int(i)] for i in index), patches, state)
 
     def to(self, device: torch.device | str) -> Observation:
         """Move the tensors; the sentences stay."""
-        patches = None if self.patches is None else self.patches.to(device, non_blocking=True)
-        return replace(self, image=self.image.to(device, non_blocking=True), patches=patches)
+        extra = (None if x is None else x.to(device, non_blocking=True) for x in (self.patches, self.state))
+        return Observation(self.image.to(device, non_blocking=True), self.instruction, *extra)
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class Rollout:
     last_value: `[E]` float32, the critic's estimate after the last step (for bootstrapping at truncation).
     metrics: the measures at the last step. episode_id: `[E]` int64.
     patches: `[T, E, P, Dv]` features of the images, where the image encoder is frozen.
+    state: `[T, E, STATE_DIM]`, that of the observations.
     """
 
     image: Tensor
@@ -132,6 +138,7 @@ class Rollout:
     metrics: Metrics
     episode_id: Tensor
     patches: Tensor | None = None
+    state: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from vlapost.envs import rules
 from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
 from vlapost.envs.setups import find_setup
 
+WORKSPACE = (0.305, 0.03, 0.04)  # metres in the base frame, about the middle of where things are
+CLOSED, OPEN = 0.015, 0.037  # metres, of a finger
 FREE_EVERY = 16  # scene resets; without it a process grows by 0.3 MB per reset, for ever
 
 
@@ -97,7 +99,18 @@ class SceneVector:
     def _observe(self) -> Observation:
         images, labels = zip(*(scene.render_observation() for scene in self.scenes))
         self._labels = torch.cat(labels)
-        return Observation(torch.cat(images), self._instructions)
+        return Observation(torch.cat(images), self._instructions, state=self._state())
+
+    def _state(self) -> Tensor:
+        """`contracts.Observation.state` of the present, on CPU."""
+        object_, receptacle, gripper, qpos = (torch.cat(x).cpu() for x in zip(*map(_ground_truth, self.scenes)))
+        left = torch.full((self.num_envs, 1), 1 - self._steps / MAX_STEPS)
+        places = [(p - torch.tensor(WORKSPACE)) / 0.05 for p in (object_, receptacle, gripper[:, :3])]
+        opening = (qpos[:, -1:] - CLOSED) / (OPEN - CLOSED)
+        held = torch.cat([scene.progress.held for scene in self.scenes]) > 0
+        m = self._metrics()
+        flags = torch.stack([held, m.success, m.success_once, m.grasp, m.consecutive_grasp], 1).float().cpu()
+        return torch.cat([left, *places, opening, flags], 1)
 
     def _metrics(self) -> Metrics:
         parts = [scene.progress.metrics for scene in self.scenes]

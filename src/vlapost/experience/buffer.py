@@ -49,8 +49,8 @@ def flatten(rollout: Rollout, advantage_TE: Tensor, return_TE: Tensor) -> Rollou
         x.flatten(0, 1)
         for x in (rollout.image, rollout.action_tokens, rollout.logprob, rollout.value, advantage_TE, return_TE)
     )
-    patches = None if rollout.patches is None else rollout.patches.flatten(0, 1)
-    observation = Observation(image, rollout.instruction * len(rollout.reward), patches)
+    patches, state = (None if x is None else x.flatten(0, 1) for x in (rollout.patches, rollout.state))
+    observation = Observation(image, rollout.instruction * len(rollout.reward), patches, state)
     return RolloutBatch(observation, tokens, logprob, value, advantage, return_)
 
 

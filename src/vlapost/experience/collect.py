@@ -69,8 +69,9 @@ def _episodes(
             output = policy.act(observation, gumbel_noise(len(observation), generator), temperature)
             action = policy.decode(output.action_tokens)
         steps["image"].append(observation.image)
-        if observation.patches is not None:
-            steps["patches"].append(observation.patches)
+        for name in ("patches", "state"):
+            if (extra := getattr(observation, name)) is not None:
+                steps[name].append(extra)
         with watch("simulation"):
             step = env.step(action)
         observation, truncated = step.observation, step.truncated
@@ -101,7 +102,7 @@ def _concatenate(rounds: list[Rollout]) -> Rollout:
     measures = ("success", "success_once", "grasp", "consecutive_grasp")
     return Rollout(
         **{name: join(name, 1) for name in along_e},
-        patches=None if rounds[0].patches is None else join("patches", 1),
+        **{name: join(name, 1) for name in ("patches", "state") if getattr(rounds[0], name) is not None},
         instruction=tuple(sentence for r in rounds for sentence in r.instruction),
         last_value=join("last_value", 0),
         metrics=Metrics(*[torch.cat([getattr(r.metrics, m) for r in rounds]) for m in measures]),

@@ -3,7 +3,8 @@
 One image and one instruction give seven tokens of 256 bins each, drawn one after another. The critic, if there is one,
 reads the hidden state h0 after the final norm at the position that predicts the first of them (paper section 4.1), or,
 to compare (paper Fig. 4b), the one that predicts the last (hn), all seven, or h0 of a second network with adapters of
-its own over the same frozen weights.
+its own over the same frozen weights. Or (`state`, not in the paper) it is told what the simulator knows; it is thrown
+away after training, and the actor sees pictures (Pinto et al. 2017, asymmetric actor-critic).
 
 Left out of the study's own policy: its hidden top-k of 50 when sampling, and recording the log-probability of another
 distribution than the one sampled from.
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from vlapost.config import PolicyConfig, UserError
-from vlapost.contracts import ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
+from vlapost.contracts import ACTION_DIM, STATE_DIM, Observation, PolicyEvaluation, PolicyOutput
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
 from vlapost.policies.features import Features, Sizes
@@ -47,7 +48,7 @@ class OpenVLAPolicy(nn.Module):
         network: the network, with adapters or without.
         source: the checkpoint folder (its tokenizer and preprocessor are read).
         statistics: data set name to action statistics. unnorm_key: the one to use.
-        critic: what the value head reads: h0, hn, all or separate; "none" builds no critic.
+        critic: what the value head reads: h0, hn, all, separate or state; "none" builds no critic.
 
     Calls expect `observation` in any image size; it is resized to the network's. All calls use the module as it is:
     there is no dropout, `train()` and `eval()` make no difference.
@@ -64,7 +65,8 @@ class OpenVLAPolicy(nn.Module):
         self.preprocess = Preprocess(read_json(source / "preprocessor_config.json"), network.image_size)
         self.actions = ActionTokens(statistics, unnorm_key)
         self.critic = critic
-        width = network.llama_config.hidden_size * (ACTION_DIM if critic == "all" else 1)
+        hidden = network.llama_config.hidden_size
+        width = {"all": hidden * ACTION_DIM, "state": STATE_DIM}.get(critic, hidden)
         self.value_head = None if critic == "none" else ValueHead(width)
         self.critic_network = second_network(network) if critic == "separate" else None
         self.to(network.device)
@@ -235,6 +237,9 @@ class OpenVLAPolicy(nn.Module):
         if self.critic_network is not None:
             hidden_BAD = self._h0(self.critic_network, observation)
         read = {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(self.critic, hidden_BAD[:, 0])
+        if self.critic == "state":
+            assert observation.state is not None
+            read = observation.state.to(hidden_BAD.device)
         with torch.autocast(hidden_BAD.device.type, enabled=False):
             return self.value_head(read)
 
