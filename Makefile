@@ -1,6 +1,6 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery
+.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery export memory
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -39,6 +39,12 @@ evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapte
 
 generalization: $(INSTALLED)  ## All 16 setups of the benchmark: CKPT=adapter [AGAINST=folder of another result]
 	@$(PYTHON) -m vlapost.generalization $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(AGAINST),against=$(AGAINST)) $(ARGS)
+
+export: $(INSTALLED)  ## Merge an adapter into its base, in OpenVLA's layout: CKPT=adapter OUT=new folder
+	@$(PYTHON) -m vlapost.export $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(OUT),out=$(OUT)) $(ARGS)
+
+memory: $(INSTALLED)  ## What a recipe needs in memory, by arithmetic: ARGS="policy.checkpoint=openvla/openvla-7b"
+	@$(PYTHON) -m vlapost.memory $(ARGS)
 
 gallery: $(INSTALLED)  ## Pictures of every setup and asset: ARGS="env.assets=paper"
 	@$(PYTHON) -m vlapost.gallery $(ARGS)

@@ -36,6 +36,8 @@ JOIN_EVERYTHING = {
     "gallery",
     "collect_demos",
     "doctor",
+    "export",
+    "memory",
 }
 
 

@@ -47,7 +47,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(checkpoint: Path, adapter: str = "") -> PolicyConfig:
-    return PolicyConfig(str(checkpoint), adapter, "sft", lora_rank=8, lora_alpha=4, train_vision=True, critic=True)
+    return replace(
+        load("base").policy, checkpoint=str(checkpoint), adapter=adapter, unnorm_key="sft",
+        lora_rank=8, lora_alpha=4, critic=True,
+    )  # fmt: skip
 
 
 def make(checkpoint: Path, dtype: torch.dtype = torch.float32) -> OpenVLAPolicy:

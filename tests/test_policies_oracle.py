@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load, load_file
 
-from vlapost.config import PolicyConfig
+from vlapost import config
 from vlapost.contracts import Observation
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens, bin_centres
@@ -60,9 +61,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def make(checkpoint: Path, adapter: str, expected: dict[str, torch.Tensor]) -> OpenVLAPolicy:
-    policy = load_policy(
-        PolicyConfig(str(checkpoint), adapter, "bridge_orig", 32, 16, True, True), "cpu", torch.float32
-    )
+    named = replace(config.load("base").policy, checkpoint=str(checkpoint), adapter=adapter, unnorm_key="bridge_orig")
+    policy = load_policy(replace(named, critic=True), "cpu", torch.float32)
     head = load_file(FIXTURE / "value_head.safetensors")
     policy.value_head.load_state_dict({name.removeprefix("value_head."): t for name, t in head.items()})
     for i, name in enumerate(NAMES):  # the true Llama-2 ids of the four prompts

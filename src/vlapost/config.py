@@ -54,6 +54,8 @@ class PolicyConfig:
     lora_alpha: int
     train_vision: bool
     critic: bool
+    quantize: str
+    recompute: str
 
 
 @dataclass
@@ -80,6 +82,7 @@ class ExperienceConfig:
     rounds: int
     passes: int
     temperature: float
+    rejudge: bool
     augment: bool
 
 
@@ -114,6 +117,7 @@ class OptimConfig:
     grad_clip: float
     warmup_steps: int
     schedule: str
+    moment_bits: int
 
 
 @dataclass
@@ -260,7 +264,10 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 ONE_OF = {
     "demos.filter": ("merge", "drop", "none"),
+    "policy.quantize": ("none", "nf4", "int8"),
+    "policy.recompute": ("none", "mlp", "blocks"),
     "optim.schedule": ("constant", "cosine"),
+    "optim.moment_bits": (32, 8),
     "trainer.accelerator": ("auto", "cpu"),
     "trainer.precision": ("32-true", "bf16-true"),
     "trainer.matmul": ("highest", "high", "medium"),
@@ -274,7 +281,7 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{key} is {value}; it must be {least} or more.")
     for key, allowed in ONE_OF.items():
         if (value := attrgetter(key)(config)) not in allowed:
-            raise UserError(f"{key} is '{value}'; it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")
+            raise UserError(f"{key} is '{value}'; it must be {', '.join(map(str, allowed[:-1]))} or {allowed[-1]}.")
     if (e := config.evaluation).actor not in ("policy", "planner", "random") and ":" not in e.actor:
         raise UserError(f"evaluation.actor is '{e.actor}'; it must be policy, planner, random or module:function.")
     if not 0 <= e.top_k <= 256:

@@ -9,7 +9,6 @@ distribution than the one sampled from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,21 +18,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from vlapost.config import PolicyConfig, UserError
 from vlapost.contracts import ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
+from vlapost.policies.cache import fixed_cache
+from vlapost.policies.checkpoint import STATISTICS, load_openvla, save_openvla, statistics_of, write_json
 from vlapost.policies.features import Features, Sizes
-from vlapost.policies.files import new_folder, read_json, read_tensors, restore, write_tensors
+from vlapost.policies.files import new_folder, read_json, restore, write_tensors
 from vlapost.policies.folded import keep_folded
-from vlapost.policies.openvla import OpenVLA, load_openvla, save_openvla
+from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
-from vlapost.policies.value_head import ValueHead
-
-VALUE_HEAD, STATISTICS = "value_head.safetensors", "dataset_statistics.json"
+from vlapost.policies.recompute import recompute
+from vlapost.policies.value_head import VALUE_HEAD, ValueHead, load_value_head
 
 
 class OpenVLAPolicy(nn.Module):
@@ -107,7 +106,7 @@ class OpenVLAPolicy(nn.Module):
             noise = noise.to(self.network.device)
         patches, ids, mask = self._inputs(observation)
         positions = mask.cumsum(1) - 1
-        cache = DynamicCache(config=self.network.llama_config)
+        cache = fixed_cache(self.network.llama_config.num_hidden_layers, mask.shape[1] + ACTION_DIM - 1)
         hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
         value = self._value(hidden)
         position = positions[:, -1:]
@@ -221,16 +220,17 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
         raise UserError(f"policy.lora_rank is {cfg.lora_rank}; it must be 1 or more.")
     if cfg.adapter:
         _check_adapter(folder, cfg)
-    network = load_openvla(source, device, dtype)
+    network = load_openvla(source, device, dtype, cfg.quantize)
     lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
     if not cfg.train_vision:
         network.vision_backbone.requires_grad_(False)
-    statistics = _statistics(network, source) | (_statistics_file(folder) if cfg.adapter else {})
+    recompute(network, cfg.recompute)
+    statistics = statistics_of(network.config, source, *([folder] if cfg.adapter else []))
     policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
     if cfg.adapter:
         lora.load_adapters(network, folder)
-        if policy.value_head is not None and (folder / VALUE_HEAD).is_file():
-            _load_value_head(policy.value_head, folder / VALUE_HEAD)
+        if policy.value_head is not None:
+            load_value_head(policy.value_head, folder)
     return policy
 
 
@@ -243,7 +243,7 @@ def load_full_policy(folder: Path | str, unnorm_key: str, device: torch.device |
     source = Path(folder)
     network = load_openvla(source, device, torch.float32)
     network.unfreeze()
-    return OpenVLAPolicy(network, source, _statistics(network, source), unnorm_key, critic=False)
+    return OpenVLAPolicy(network, source, statistics_of(network.config, source), unnorm_key, critic=False)
 
 
 def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
@@ -257,7 +257,7 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     with new_folder(Path(folder)) as new:
         write_tensors(policy.adapter_state(), new / lora.WEIGHTS)
         config.save_pretrained(str(new))
-        (new / STATISTICS).write_text(json.dumps(policy.statistics, indent=2) + "\n", encoding="utf-8")
+        write_json(new / STATISTICS, policy.statistics)
         if policy.value_head is not None:
             head = policy.value_head.state_dict(prefix="value_head.")
             write_tensors({name: tensor.cpu() for name, tensor in head.items()}, new / VALUE_HEAD)
@@ -273,24 +273,6 @@ def _check_adapter(folder: Path, cfg: PolicyConfig) -> None:
             f"The adapter {folder} has rank {rank} and alpha {alpha}, but the configuration says {cfg.lora_rank} and "
             f"{cfg.lora_alpha}; set policy.lora_rank={rank} policy.lora_alpha={alpha}."
         )
-
-
-def _load_value_head(head: ValueHead, path: Path) -> None:
-    found = {name.removeprefix("value_head."): tensor for name, tensor in read_tensors(path).items()}
-    wanted = head.state_dict()
-    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
-        raise UserError(f"{path} does not fit the checkpoint; delete it to start with a new critic.")
-    head.load_state_dict(found)
-
-
-def _statistics(network: OpenVLA, source: Path) -> dict[str, Any]:
-    """Those of config.json, overruled by dataset_statistics.json."""
-    return dict(network.config.get("norm_stats", {})) | _statistics_file(source)
-
-
-def _statistics_file(folder: Path) -> dict[str, Any]:
-    path = folder / STATISTICS
-    return read_json(path) if path.is_file() else {}
 
 
 def _causal(mask: Tensor) -> Tensor:
