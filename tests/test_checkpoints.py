@@ -37,7 +37,7 @@ ACTION = {"q01": [-0.03] * 6 + [0.0], "q99": [0.03] * 6 + [1.0], "mask": [True] 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model in float32, in two shards, with a config.json that names remote code as the published one does."""
+    """The small model in float32, in two shards; its config.json names remote code, as the published one does."""
     folder = tmp_path_factory.mktemp("models") / "base"
     write_tiny(folder, seed=0, statistics={"bridge_orig": {"action": ACTION}})
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}

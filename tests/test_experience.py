@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vlapost.config import UserError, load
-from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyOutput, Rollout, Step
+from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyEvaluation, PolicyOutput, Rollout, Step
 from vlapost.experience.augment import augment, repaint
 from vlapost.experience.buffer import DemoBatches, Minibatches, seeded
-from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
+from vlapost.experience.collect import Stopwatch, collect, gumbel_noise, rejudge
 from vlapost.experience.datamodule import check_batches, explained_variance, to_go
 
 T, E = 4, 3
@@ -250,3 +250,25 @@ def test_schedule_alternates_and_counts_only_its_own_iterations():
         loader = data.train_dataloader()
         kinds.append(loader.iteration if isinstance(loader, DemoBatches) else "rollout")
     assert kinds == ["rollout", 0, 1, "rollout", 2, 3]
+
+
+def test_rejudged_rollouts_hold_the_learners_numbers():
+    """Each sample keeps its place, whatever the size of the minibatches; the last one may be smaller."""
+
+    class Judge:
+        sizes: list[int] = []
+
+        def evaluate(self, observation, tokens, temperature):
+            self.sizes.append(len(observation))
+            assert temperature == 0.7
+            number = tokens.float() + observation.image[:, 0, 0, :1].float()
+            words = torch.tensor([float("abc".index(word)) for word in observation.instruction])
+            return PolicyEvaluation(number, number, words)
+
+    rollout = rollout_of()
+    judged = rejudge(rollout, Judge(), 5, 0.7)  # type: ignore[arg-type]
+    expected = rollout.action_tokens.float().sum(-1) + 7 * rollout.image[:, :, 0, 0, 0].float()
+    assert torch.equal(judged.logprob, expected)
+    assert torch.equal(judged.value, torch.arange(float(E)).expand(T, E))
+    assert sum(Judge.sizes) == T * E and max(Judge.sizes) == 5
+    assert torch.equal(judged.reward, rollout.reward)

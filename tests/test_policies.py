@@ -192,6 +192,20 @@ def test_learning_encoders_see_nothing_in_advance(policy: OpenVLAPolicy, observa
     assert policy.see(observation) is observation
 
 
+@pytest.mark.parametrize("train_vision", [True, False])
+def test_a_rollout_keeps_pictures_at_the_policys_size(checkpoint: Path, train_vision: bool) -> None:
+    """Bytes, within rounding of what the network would have seen; acting and learning see the same."""
+    policy = load_policy(replace(config(checkpoint), train_vision=train_vision), "cpu", torch.float32)
+    ramp = torch.arange(0, 240, dtype=torch.uint8)[None, :, None, None].expand(2, 240, 320, 3)
+    seen = policy.see(Observation(ramp, INSTRUCTIONS[:2]))
+    assert seen.image.shape == (2, 128, 128, 3) and seen.image.dtype == torch.uint8
+    std = policy.preprocess.std
+    assert ((policy.preprocess(seen.image) - policy.preprocess(ramp)) * std).abs().max() <= 0.51 / 255
+    output = policy.act(seen, gumbel(2))
+    logprob = policy.evaluate(seen, output.action_tokens).logprob.sum(1).detach()
+    torch.testing.assert_close(output.logprob, logprob, atol=1e-4, rtol=0)
+
+
 def test_a_new_critic_says_zero(checkpoint: Path, observation: Observation) -> None:
     assert torch.equal(load_policy(config(checkpoint), "cpu", torch.float32).value(observation), torch.zeros(3))
 

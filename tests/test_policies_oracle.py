@@ -234,7 +234,7 @@ def test_published_7b_shapes() -> None:
         network = OpenVLA(config, *encoders)
         assert {n: list(t.shape) for n, t in network.state_dict().items()} == shapes
         before = sum(p.numel() for p in network.parameters())
-        lora.add_adapters(network, rank=32, alpha=16)
+        lora.add_adapters(network, rank=32, alpha=16, folded=False)
     assert before == 7_541_237_184
     unused = 0  # rank * (in + out) of the last block of each encoder and of the pooling head
     for width, mlp in ((1024, 4096), (1152, 4304)):

@@ -3,7 +3,8 @@
     conf/base.yaml  <-  conf/<name>.yaml (only what differs)  <-  key=value words of the command line
 
 The dataclasses below say which keys exist and of which type; `conf/base.yaml` gives each its value and its comment.
-This file imports neither torch nor the simulator, so a wrong key stops a command before anything heavy loads.
+This file imports neither torch nor the simulator, so a wrong key stops a command before anything heavy loads; and
+OmegaConf only where settings are read, so the policy can be used without it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
-
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
-from yaml import YAMLError
 
 ROOT = Path(os.environ.get("VLAPOST_ROOT", Path(__file__).resolve().parents[2]))
 CONF = ROOT / "conf"
@@ -187,6 +184,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: an unknown file or key, or a value of the wrong type; the sentence names it and the nearest.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+    from yaml import YAMLError
+
     path = CONF / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in CONF.glob("*.yaml"))
@@ -224,6 +225,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The settings as they are written beside a run."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -232,6 +235,8 @@ def differences(config: Config, written: str) -> list[str]:
 
     A key that did not exist when they were written had its default.
     """
+    from omegaconf import OmegaConf
+
     old = OmegaConf.merge(OmegaConf.load(CONF / "base.yaml"), OmegaConf.create(written))
     new = OmegaConf.create(to_yaml(config))
     keys = list(_keys(Config))

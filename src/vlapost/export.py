@@ -2,8 +2,8 @@
 
     make export CKPT=lightning_logs/ppo/ppo/adapter OUT=models/mine
 
-Adds the adapter `policy.adapter` into `policy.checkpoint` and writes weights, config, tokenizer, action statistics and a
-model card. (Adapter folders are in PEFT's format as they are.) Without a GPU and without holding the model in memory.
+Adds the adapter `policy.adapter` into `policy.checkpoint` and writes weights, config, tokenizer, action statistics and
+a model card. (Adapter folders are in PEFT's format as they are.) Needs no GPU, and never holds the model in memory.
 """
 
 from __future__ import annotations

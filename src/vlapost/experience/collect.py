@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from vlapost.contracts import ACTION_BINS, ACTION_DIM, Metrics, Policy, Rollout, VectorEnv
+from vlapost.contracts import ACTION_BINS, ACTION_DIM, Metrics, Observation, Policy, Rollout, VectorEnv
 
 
 class Stopwatch:
@@ -83,7 +84,7 @@ def _episodes(
             steps[name].append(value)
         on_step(len(observation))
     with watch("inference"):
-        last_value = policy.value(observation)
+        last_value = policy.value(policy.see(observation))
     return Rollout(
         **{name: torch.stack(values) for name, values in steps.items()},
         instruction=observation.instruction,
@@ -91,6 +92,26 @@ def _episodes(
         metrics=step.metrics,
         episode_id=episode_ids,
     )
+
+
+@torch.no_grad()
+def rejudge(rollout: Rollout, policy: Policy, batch_size: int, temperature: float) -> Rollout:
+    """The rollout with log-probabilities and values as the learner's forward gives them, `batch_size` samples at a time.
+
+    Decoding token by token adds up other numbers in another order. In bfloat16 the two differ by more than a step of the
+    learner changes, and ratios would not start at 1.
+    """
+    T, E = rollout.reward.shape
+    image, tokens = rollout.image.flatten(0, 1), rollout.action_tokens.flatten(0, 1)
+    patches = None if rollout.patches is None else rollout.patches.flatten(0, 1)
+    logprobs, values = [], []
+    for index in torch.arange(T * E, device=image.device).split(batch_size):
+        sentences = tuple(rollout.instruction[int(i) % E] for i in index)
+        observation = Observation(image[index], sentences, None if patches is None else patches[index])
+        judged = policy.evaluate(observation, tokens[index], temperature)
+        logprobs.append(judged.logprob.sum(1))
+        values.append(judged.value)
+    return replace(rollout, logprob=torch.cat(logprobs).view(T, E), value=torch.cat(values).view(T, E))
 
 
 def _concatenate(rounds: list[Rollout]) -> Rollout:

@@ -31,6 +31,7 @@ class FixedLayer(DynamicLayer):
         """Write `[B, heads, N, width]` behind what is there and return all (the signature is the library's)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
         start = self.keys.shape[2]
         stop = start + key_states.shape[2]
         self.key_buffer[:, :, start:stop] = key_states

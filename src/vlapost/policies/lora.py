@@ -56,12 +56,13 @@ def lora_config(network: OpenVLA, rank: int, alpha: int) -> LoraConfig:
     )
 
 
-def add_adapters(network: OpenVLA, rank: int, alpha: int) -> None:
-    """Put new adapters into the network in place; they alone become trainable."""
+def add_adapters(network: OpenVLA, rank: int, alpha: int, folded: bool) -> None:
+    """Put new adapters into the network in place; they alone become trainable.
+
+    `folded`: base and adapter as one product (`folded.py`), for a base of plain float32 weights.
+    """
     config = lora_config(network, rank, alpha)
-    attention = network.language_model.model.layers[0].self_attn.q_proj
-    plain = network.dtype == torch.float32 and type(attention) is nn.Linear
-    config._register_custom_module({nn.Linear: FoldedLinear if plain else AdaptedLinear})
+    config._register_custom_module({nn.Linear: FoldedLinear if folded else AdaptedLinear})
     inject_adapter_in_model(config, network)
     for name, parameter in network.named_parameters():
         is_adapter = "lora_" in name

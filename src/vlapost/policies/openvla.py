@@ -135,10 +135,9 @@ class OpenVLA(nn.Module):
         adapted = isinstance(head, LoraLayer)
         base: Any = head.get_base_layer() if adapted else head
         rows = slice(FIRST_ID, LAST_ID + 1)
-        with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.float()
-            logits = F.linear(hidden, base.weight[rows].float())
-            if adapted:
-                down, up = head.lora_A["default"].weight, head.lora_B["default"].weight[rows]
-                logits = logits + head.scaling["default"] * F.linear(F.linear(hidden, down), up)
+        hidden = hidden.float()
+        logits = F.linear(hidden, base.weight[rows].float())
+        if adapted:
+            down, up = head.lora_A["default"].weight, head.lora_B["default"].weight[rows]
+            logits = logits + head.scaling["default"] * F.linear(F.linear(hidden, down), up)
         return logits.flip(-1)  # vocabulary ids fall where bins rise

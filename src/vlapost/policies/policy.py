@@ -81,7 +81,9 @@ class OpenVLAPolicy(nn.Module):
 
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
-        """The observation with its patch features where the image encoder is frozen; else as it is."""
+        """What is worth keeping: pictures at the network's size, patch features too where the image encoder is frozen."""
+        if observation.image.shape[1:3] != self.preprocess.size:
+            observation = replace(observation, image=self.preprocess.fit(observation.image))
         if any(parameter.requires_grad for parameter in self.network.vision_backbone.parameters()):
             return observation
         return replace(observation, patches=self._patches(observation))
@@ -200,10 +202,7 @@ class OpenVLAPolicy(nn.Module):
         return hidden[:, -(count + 1) :], patches
 
     def _value(self, h0: Tensor) -> Tensor:
-        if self.value_head is None:
-            return torch.zeros(len(h0), device=h0.device)
-        with torch.autocast(h0.device.type, enabled=False):
-            return self.value_head(h0)
+        return torch.zeros(len(h0), device=h0.device) if self.value_head is None else self.value_head(h0)
 
 
 def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtype) -> OpenVLAPolicy:
@@ -221,7 +220,8 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
     if cfg.adapter:
         _check_adapter(folder, cfg)
     network = load_openvla(source, device, dtype, cfg.quantize)
-    lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
+    folded = dtype == torch.float32 and cfg.quantize == "none"
+    lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha, folded)
     if not cfg.train_vision:
         network.vision_backbone.requires_grad_(False)
     recompute(network, cfg.recompute)

@@ -1,10 +1,12 @@
 """Base weights in 4 bits (nf4, Dettmers et al. 2023) or 8 bits, by bitsandbytes; adapters stay float32.
 
-Every linear layer is quantised but the language model's head, of which only 256 rows are read, and the few that `applies`
-names. bitsandbytes is imported only where it is asked for.
+Every linear layer is quantised but the language model's head, of which only 256 rows are read, and the few that
+`applies` names. bitsandbytes is imported only where it is asked for.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +36,14 @@ def replace(network: nn.Module, name: str, weight: Tensor, kind: str, device: to
         UserError: bitsandbytes is not installed.
     """
     try:
-        import bitsandbytes.nn as bnb
+        import bitsandbytes.nn
     except ImportError:
         raise UserError(f"policy.quantize={kind} needs bitsandbytes; run pip install bitsandbytes.") from None
+    bnb: Any = bitsandbytes.nn
     old = network.get_submodule(name)
     assert isinstance(old, nn.Linear)
     has_bias = old.bias is not None
+    new: Any
     if kind == "nf4":
         new = bnb.Linear4bit(old.in_features, old.out_features, has_bias, quant_type="nf4", device="meta")
         new.weight = bnb.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new).to(device)
