@@ -11,7 +11,8 @@ PACKAGE = Path(vlapost.__file__).parent
 
 MAY_IMPORT = {
     "contracts": set(),
-    "config": set(),
+    "config": {"limits"},
+    "limits": {"config"},
     "cli": {"config"},
     "drivers": set(),
     "disk": set(),

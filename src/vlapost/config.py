@@ -13,7 +13,6 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -188,6 +187,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
     from yaml import YAMLError
 
+    from vlapost.limits import check_values
+
     path = CONF / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in CONF.glob("*.yaml"))
@@ -219,7 +220,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"Wrong value for '{error.full_key}': {str(error).splitlines()[0]}.") from None
-    _check_values(config)
+    check_values(config)
     return config
 
 
@@ -260,53 +261,3 @@ def _check_key(key: str, where: str) -> None:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(f"Unknown key '{key}' in {where}{hint}")
-
-
-AT_LEAST_ONE = (
-    "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers", "demos.shard_episodes",
-    "experience.demo_steps", "experience.rounds", "experience.passes", "optim.batch_size", "optim.accumulate",
-    "trainer.iterations", "evaluation.episodes", "evaluation.workers", "generalization.seeds",
-)  # fmt: skip
-ONE_OF = {
-    "demos.filter": ("merge", "drop", "none"),
-    "policy.quantize": ("none", "nf4", "int8"),
-    "policy.recompute": ("none", "mlp", "blocks"),
-    "optim.schedule": ("constant", "cosine"),
-    "optim.moment_bits": (32, 8),
-    "trainer.accelerator": ("auto", "cpu"),
-    "trainer.precision": ("32-true", "bf16-true"),
-    "trainer.matmul": ("highest", "high", "medium"),
-}
-
-
-def _check_values(config: Config) -> None:
-    """What types cannot express."""
-    for key in (*AT_LEAST_ONE, "evaluation.videos", "evaluation.temperature"):
-        if (value := attrgetter(key)(config)) < (least := int(key in AT_LEAST_ONE)):
-            raise UserError(f"{key} is {value}; it must be {least} or more.")
-    for key, allowed in ONE_OF.items():
-        if (value := attrgetter(key)(config)) not in allowed:
-            raise UserError(f"{key} is '{value}'; it must be {', '.join(map(str, allowed[:-1]))} or {allowed[-1]}.")
-    if (e := config.evaluation).actor not in ("policy", "planner", "random") and ":" not in e.actor:
-        raise UserError(f"evaluation.actor is '{e.actor}'; it must be policy, planner, random or module:function.")
-    if not 0 <= e.top_k <= 256:
-        raise UserError(f"evaluation.top_k is {e.top_k}; it must be between 0 and 256, the number of action bins.")
-    if config.experience.temperature <= 0:
-        raise UserError(f"experience.temperature is {config.experience.temperature}; it must be above 0.")
-    if config.algorithm.name not in ("sft", "ppo", "pretrain"):
-        raise UserError(f"algorithm.name is '{config.algorithm.name}'; it must be sft or ppo.")
-    if config.trainer.snapshot_every and (config.trainer.snapshot_every < 0 or config.algorithm.name == "pretrain"):
-        raise UserError(
-            f"trainer.snapshot_every is {config.trainer.snapshot_every}; it must be 0 or more, and 0 in pretraining."
-        )
-    if config.algorithm.name == "sft" and config.policy.critic:
-        raise UserError("policy.critic is true, but SFT trains no critic; leave it false.")
-    if not config.experience.schedule:
-        raise UserError("experience.schedule is empty; it must name rollout, demos or both.")
-    if not 0 <= config.demos.disturbed <= 1:
-        raise UserError(f"demos.disturbed is {config.demos.disturbed}; it is a share and must be between 0 and 1.")
-    for source in config.experience.schedule:
-        if source not in ("rollout", "demos"):
-            raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")
-    if len(config.env.image_size) != 2 or min(config.env.image_size) < 16:
-        raise UserError(f"env.image_size is {config.env.image_size}; it must be [height, width], 16 or more each.")

@@ -28,6 +28,11 @@ class Preprocess(nn.Module):
         params = config.get("tvf_normalize_params")
         if not params or len(params) != 2:
             raise UserError("preprocessor_config.json needs two entries in 'tvf_normalize_params'.")
+        strategy = config.get("image_resize_strategy", "resize-naive")
+        if strategy != "resize-naive":
+            raise UserError(
+                f"preprocessor_config.json wants '{strategy}' of pictures; only 'resize-naive' is known here."
+            )
         self.size = size
         self.register_buffer("mean", _channels(params, "mean"), persistent=False)
         self.register_buffer("std", _channels(params, "std"), persistent=False)
