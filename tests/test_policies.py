@@ -235,6 +235,29 @@ def test_folded_layer_is_pefts(policy: OpenVLAPolicy) -> None:
 HEAD = "network.language_model.lm_head"  # of which only the action rows are ever computed
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_decoding_is_the_same_and_follows_the_weights(checkpoint: Path, observation: Observation) -> None:
+    plain = load_policy(config(checkpoint), "cuda", torch.bfloat16)
+    graphed = load_policy(replace(config(checkpoint), cuda_graph=True), "cuda", torch.bfloat16)
+    graphed.load_state_dict(plain.state_dict())
+    for _ in range(2):
+        for noise in (gumbel(3), None):
+            one, other = plain.act(observation, noise), graphed.act(observation, noise)
+            assert torch.equal(one.action_tokens, other.action_tokens)
+            torch.testing.assert_close(one.logprob, other.logprob, atol=0.05, rtol=0)
+        for policy in (plain, graphed):
+            with torch.no_grad():
+                for parameter in policy.adapter_parameters():
+                    parameter.add_(0.01)
+    assert len(graphed.graphs.recorded) == 1
+
+
+def test_a_graph_without_a_gpu_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"policy\.cuda_graph is true, which needs a GPU"):
+        load_policy(replace(config(checkpoint), cuda_graph=True), "cpu", torch.bfloat16)
+
+
 def test_new_weights_are_used_at_once(checkpoint: Path, observation: Observation) -> None:
     """A block of fixed weights folds adapters anew: none stale after an optimiser step, none kept afterwards."""
     policy = make(checkpoint)

@@ -52,6 +52,7 @@ class PolicyConfig:
     critic: bool
     quantize: str
     recompute: str
+    cuda_graph: bool
 
 
 @dataclass

@@ -214,7 +214,7 @@ class Policy(Protocol):
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
 
     def see(self, observation: Observation) -> Observation:
-        """What is worth keeping of it: pictures at the policy's size, and features where the image encoder is frozen."""
+        """What is worth keeping: pictures at the policy's size, and features where the image encoder is frozen."""
 
     def act(
         self, observation: Observation, noise: Tensor | None, temperature: float = 1.0, top_k: int = 0

@@ -7,10 +7,15 @@ A checkpoint folder is measured by its own shapes; a name on the Hub stands for 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from vlapost import cli, config
 from vlapost.config import ROOT, Config
+
+if TYPE_CHECKING:
+    from vlapost.policies.memory import Needs
 
 GIB = 2**30
 ROWS = {
@@ -39,7 +44,7 @@ def run(words: list[str]) -> None:
     cli.console.print(f"{needs.trainable:,} weights learn.")
 
 
-def of(c: Config):  # noqa: ANN201 (policies.memory.Needs, imported late)
+def of(c: Config) -> Needs:
     """The bytes of one training process."""
     import torch
 

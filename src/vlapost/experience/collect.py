@@ -96,10 +96,10 @@ def _episodes(
 
 @torch.no_grad()
 def rejudge(rollout: Rollout, policy: Policy, batch_size: int, temperature: float) -> Rollout:
-    """The rollout with log-probabilities and values as the learner's forward gives them, `batch_size` samples at a time.
+    """The rollout with log-probabilities and values of the learner's forward, `batch_size` samples at a time.
 
-    Decoding token by token adds up other numbers in another order. In bfloat16 the two differ by more than a step of the
-    learner changes, and ratios would not start at 1.
+    Decoding token by token adds up the same numbers in another order. In bfloat16 that can differ by more than a step
+    of the learner changes, and ratios would not start at 1.
     """
     T, E = rollout.reward.shape
     image, tokens = rollout.image.flatten(0, 1), rollout.action_tokens.flatten(0, 1)

@@ -1,8 +1,8 @@
 """What a recipe needs in memory, worked out before anything is loaded.
 
-Weights, adapters and moments are counted from shapes. What autograd keeps between forward and backward is not estimated:
-the training forward itself runs on the meta device, where tensors have shapes and no content, and every tensor kept is
-counted once. Only fused attention, which the meta device has not, is stood in for by what such kernels keep.
+Weights, adapters and moments are counted from shapes. What autograd keeps between forward and backward is not
+estimated: the training forward itself runs on the meta device, where tensors have shapes and no content, and every
+tensor kept is counted once. Only fused attention, which the meta device has not, is stood in for by what it keeps.
 """
 
 from __future__ import annotations

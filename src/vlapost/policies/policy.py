@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlapost.config import PolicyConfig, UserError
-from vlapost.contracts import ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
+from vlapost.contracts import ACTION_BINS, ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
 from vlapost.policies.cache import fixed_cache
@@ -28,6 +28,7 @@ from vlapost.policies.checkpoint import STATISTICS, load_openvla, save_openvla, 
 from vlapost.policies.features import Features, Sizes
 from vlapost.policies.files import new_folder, read_json, restore, write_tensors
 from vlapost.policies.folded import keep_folded
+from vlapost.policies.graphs import Graphs
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
@@ -59,6 +60,7 @@ class OpenVLAPolicy(nn.Module):
         self.preprocess = Preprocess(read_json(source / "preprocessor_config.json"), network.image_size)
         self.actions = ActionTokens(statistics, unnorm_key)
         self.value_head = ValueHead(network.llama_config.hidden_size) if critic else None
+        self.graphs: Graphs | None = None
         self.to(network.device)
 
     @property
@@ -81,7 +83,7 @@ class OpenVLAPolicy(nn.Module):
 
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
-        """What is worth keeping: pictures at the network's size, patch features too where the image encoder is frozen."""
+        """What is worth keeping: pictures at the network's size, and features where the image encoder is frozen."""
         if observation.image.shape[1:3] != self.preprocess.size:
             observation = replace(observation, image=self.preprocess.fit(observation.image))
         if any(parameter.requires_grad for parameter in self.network.vision_backbone.parameters()):
@@ -102,11 +104,20 @@ class OpenVLAPolicy(nn.Module):
             top_k: how many bins may be drawn, the likeliest; 0: all. The recorded log-probability is that of the
                 distribution drawn from, with temperature and top-k.
         """
-        if noise is None:
-            temperature = 1.0
-        else:
-            noise = noise.to(self.network.device)
-        patches, ids, mask = self._inputs(observation)
+        device = self.network.device
+        if noise is None:  # argmax(logits + 0)
+            noise, temperature = torch.zeros(len(observation), ACTION_DIM, ACTION_BINS), 1.0
+        ids, prompt_mask = self.prompts.batch(observation.instruction, device, 1 if self.graphs is None else 8)
+        inputs = (self._patches(observation), ids, prompt_mask, noise.to(device))
+        if self.graphs is None:
+            return PolicyOutput(*self._decode(*inputs, temperature, top_k))
+        return PolicyOutput(*self.graphs(self._decode, inputs, (temperature, top_k)))
+
+    def _decode(
+        self, patches: Tensor, ids: Tensor, prompt_mask: Tensor, noise: Tensor, temperature: float, top_k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens `[B, A]`, log-probability `[B]`, value `[B]`. Shapes follow from shapes; nothing waits for the device."""
+        mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
         positions = mask.cumsum(1) - 1
         cache = fixed_cache(self.network.llama_config.num_hidden_layers, mask.shape[1] + ACTION_DIM - 1)
         hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
@@ -123,10 +134,10 @@ class OpenVLAPolicy(nn.Module):
             logits = self.network.action_logits(hidden) / temperature
             if top_k:
                 logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-            token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
+            token = (logits + noise[:, k]).argmax(-1)
             tokens.append(token)
             logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
-        return PolicyOutput(torch.stack(tokens, 1), torch.stack(logprobs, 1).sum(1), value)
+        return torch.stack(tokens, 1), torch.stack(logprobs, 1).sum(1), value
 
     def features(self, observation: Observation, action_tokens: Tensor) -> Features:
         """The training forward for given bins `[B, A]` (teacher forced), with gradients."""
@@ -217,16 +228,21 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
     source, folder = Path(cfg.checkpoint), Path(cfg.adapter)
     if cfg.lora_rank < 1:
         raise UserError(f"policy.lora_rank is {cfg.lora_rank}; it must be 1 or more.")
+    folded = dtype == torch.float32 and cfg.quantize == "none"
+    if cfg.cuda_graph and (folded or torch.device(device).type != "cuda"):
+        raise UserError(
+            "policy.cuda_graph is true, which needs a GPU and trainer.precision=bf16-true; set it to false."
+        )
     if cfg.adapter:
         _check_adapter(folder, cfg)
     network = load_openvla(source, device, dtype, cfg.quantize)
-    folded = dtype == torch.float32 and cfg.quantize == "none"
     lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha, folded)
     if not cfg.train_vision:
         network.vision_backbone.requires_grad_(False)
     recompute(network, cfg.recompute)
     statistics = statistics_of(network.config, source, *([folder] if cfg.adapter else []))
     policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
+    policy.graphs = Graphs() if cfg.cuda_graph else None
     if cfg.adapter:
         lora.load_adapters(network, folder)
         if policy.value_head is not None:
