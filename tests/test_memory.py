@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from benchmarks.measure import peak_bytes
 
 from vlapost import config, memory
 from vlapost.config import ROOT, load
@@ -38,15 +38,7 @@ def peak_of_step(policy: OpenVLAPolicy) -> int:
         (evaluation.logprob.sum() + evaluation.entropy.sum() + evaluation.value.sum()).backward()
 
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    present = peak = 0
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        present += event.nbytes()
-        peak = max(peak, present)
-    assert len(events) > 1000
-    return peak
+    return peak_bytes(step, "cpu")
 
 
 @pytest.mark.parametrize(

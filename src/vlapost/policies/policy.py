@@ -116,7 +116,7 @@ class OpenVLAPolicy(nn.Module):
     def _decode(
         self, patches: Tensor, ids: Tensor, prompt_mask: Tensor, noise: Tensor, temperature: float, top_k: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `[B, A]`, log-probability `[B]`, value `[B]`. Shapes follow from shapes; nothing waits for the device."""
+        """Tokens `[B, A]`, log-probability and value `[B]`. Shapes follow from shapes; the device is not waited for."""
         mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
         positions = mask.cumsum(1) - 1
         cache = fixed_cache(self.network.llama_config.num_hidden_layers, mask.shape[1] + ACTION_DIM - 1)
