@@ -1,13 +1,13 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery export memory
+.PHONY: help setup doctor demos pretrain train-sft train-ppo evaluate tensorboard test check format benchmark clean learning-curve generalization gallery export memory benchmark-policy
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 PORT ?= 6006
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Settings: ARGS="key=value ..." (every key is explained in conf/base.yaml)'
 
 setup:  ## Install everything into .venv, and the Vulkan driver the simulator draws with
@@ -66,6 +66,9 @@ format: $(INSTALLED)  ## Format the code and mend what lint can mend
 
 benchmark: $(INSTALLED)  ## Speed of simulator, rollouts and learning on this machine
 	@$(PYTHON) -m benchmarks.run $(ARGS)
+
+benchmark-policy: $(INSTALLED)  ## Speed and memory of the policy alone, random weights: ARGS="out=FILE.json"
+	@$(PYTHON) -m benchmarks.policy $(ARGS)
 
 clean:  ## Remove caches (data/, models/, lightning_logs/ and .venv stay)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache build

@@ -39,6 +39,9 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["env.num_envs=0"], ["env.num_envs is 0", "1 or more"]),
         ("base", ["algorithm.name=pp"], ["'pp'", "sft or ppo"]),
         ("base", ["trainer.precision=16-true"], ["trainer.precision", "bf16-true"]),
+        ("base", ["policy.quantize=nf3"], ["policy.quantize", "nf3", "none, nf4 or int8"]),
+        ("base", ["policy.recompute=all"], ["policy.recompute", "all", "none, mlp or blocks"]),
+        ("base", ["optim.moment_bits=16"], ["optim.moment_bits", "16", "32 or 8"]),
         ("sft", ["policy.critic=true"], ["policy.critic", "SFT"]),
     ],
 )
@@ -61,7 +64,9 @@ def test_base_explains_every_key() -> None:
     assert all("#" in text for text in keys if not text.rstrip().endswith(":"))
 
 
-@pytest.mark.parametrize("module", ["evaluate", "train", "recipe", "curve", "pretrain", "collect_demos"])
+@pytest.mark.parametrize(
+    "module", ["evaluate", "train", "recipe", "curve", "pretrain", "collect_demos", "export", "memory"]
+)
 def test_a_wrong_key_stops_a_command_before_torch_loads(module: str) -> None:
     program = (
         f"import sys, vlapost.cli as cli, vlapost.{module} as entry\n"

@@ -57,6 +57,18 @@ def settings(name: str, words: list[str], tiny: Path, iterations: int) -> Config
     )
 
 
+def test_the_number_printed_is_that_of_the_weights_that_learn(tiny: Path) -> None:
+    """Every adapter with the critic; without the encoders' adapters where these stay as they are."""
+    cfg = settings("ppo", ["policy.train_vision=true"], tiny, 1)
+    policy = build_policy(cfg)
+    adapters = {n: t.numel() for n, t in policy.adapter_state().items()}
+    critic = 512 * (96 + 1) + 128 * (512 + 1) + 128
+    assert train.learning(build_module(cfg, policy)) == sum(adapters.values()) + critic
+    cfg = settings("sft", ["policy.train_vision=false"], tiny, 1)
+    seeing = sum(count for name, count in adapters.items() if ".vision_backbone." in name)
+    assert train.learning(build_module(cfg, build_policy(cfg))) == sum(adapters.values()) - seeing > 0
+
+
 def noise_feed(cfg: Config, policy) -> DemoFeed:
     """Twelve random pictures with random actions, as a stand-in for a folder of shards."""
     generator = torch.Generator().manual_seed(5)
