@@ -19,6 +19,7 @@ from vlapost.policies.sizes import scaled_7b
 
 SOURCE = ROOT / "models" / "openvla-tiny"  # of tokenizer, normalisation and action statistics
 RANK, ALPHA = 32, 16
+INSTRUCTION = "put carrot on plate"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def plain_policy(network: OpenVLA, critic: bool) -> OpenVLAPolicy:
 def observation(batch: int, device: str) -> Observation:
     """Random pictures and one instruction."""
     image = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8, device=device)
-    return Observation(image, ("put carrot on plate",) * batch)
+    return Observation(image, (INSTRUCTION,) * batch)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks import baseline
 from benchmarks.measure import peak_bytes, roofline, seconds
-from benchmarks.networks import Size, make_network, make_policy, observation, plain_policy, work
+from benchmarks.networks import INSTRUCTION, Size, make_network, make_policy, observation, plain_policy, work
 from vlapost import cli
 from vlapost.config import ROOT, UserError
 from vlapost.contracts import Observation
@@ -33,7 +33,6 @@ from vlapost.policies.policy import OpenVLAPolicy
 FULL = Size("OpenVLA-7B", 1, None)
 SMALL = (Size("7B/16, 4 layers", 16, 4), Size("7B/16, 12 layers", 16, 12), Size("7B/8, 8 layers", 8, 8))
 ACTING, LEARNING, ON_CPU = (1, 8, 32, 64), (8, 16, 32), (1, 32)  # samples at a time
-PROMPT = 23  # tokens of a usual instruction, BOS not counted
 RUNS = 5
 Row = dict[str, Any]
 
@@ -45,7 +44,6 @@ def run(words: list[str]) -> None:
         raise UserError("The only setting is out=FILE.json.")
     report: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
         report["device"] = torch.cuda.get_device_name()
         peak = roofline("cuda")
         report["roofline"] = {"operations_per_s": peak[0], "bytes_per_s": peak[1]}
@@ -67,9 +65,9 @@ def run(words: list[str]) -> None:
 
 def acting(size: Size, device: str, batches: Iterable[int], peak: tuple[float, float]) -> Iterable[Row]:
     """One decision for a batch of observations, images included."""
-    needed = work(size, PROMPT)
     for quantized in kinds():
         policy = make_policy(size, device, torch.bfloat16, quantized)
+        needed = work(size, len(policy.prompts.ids(INSTRUCTION)) - 1)
         for graph in (False, True) if device == "cuda" else (False,):
             policy.graphs = Graphs() if graph else None
             for batch in batches:
@@ -82,10 +80,10 @@ def acting(size: Size, device: str, batches: Iterable[int], peak: tuple[float, f
 
 def learning(size: Size, device: str, batches: Iterable[int], peak: tuple[float, float]) -> Iterable[Row]:
     """Forward and backward of a minibatch: log-probabilities, entropy and value, all adapters learning."""
-    needed = work(size, PROMPT)
     for quantized in kinds():
         for recomputed in ("none", "mlp", "blocks"):
             policy = make_policy(size, device, torch.bfloat16, quantized, recomputed)
+            needed = work(size, len(policy.prompts.ids(INSTRUCTION)) - 1)
             for batch in batches:
                 row = {"base": quantized, "recompute": recomputed, "batch": batch}
                 step = training_step(policy, batch, device)

@@ -121,7 +121,8 @@ def cache_bytes(network: OpenVLA, scenes: int, prompt: int, dtype: torch.dtype) 
     """Bytes of keys and values: BOS, patches, prompt and all action tokens but the last."""
     llama = network.llama_config
     tokens = 1 + network.vision_backbone.featurizer.sizes.patches + prompt + ACTION_DIM - 1
-    width = llama.num_key_value_heads * (llama.hidden_size // llama.num_attention_heads)
+    heads = llama.num_key_value_heads or llama.num_attention_heads
+    width = heads * (llama.hidden_size // llama.num_attention_heads)
     return 2 * scenes * llama.num_hidden_layers * tokens * width * dtype.itemsize
 
 
@@ -175,7 +176,7 @@ def _fused() -> Iterator[None]:
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
         return _FusedAttention.apply(query, key, value, attn_mask)
 
-    F.scaled_dot_product_attention = attention
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
         yield
     finally:
