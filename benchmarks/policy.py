@@ -31,7 +31,7 @@ from vlapost.policies.graphs import Graphs
 from vlapost.policies.policy import OpenVLAPolicy
 
 FULL = Size("OpenVLA-7B", 1, None)
-SMALL = (Size("7B/16, 4 layers", 16, 4), Size("7B/16, 12 layers", 16, 12), Size("7B/8, 8 layers", 8, 8))
+SMALL = (Size("7B/16, 2 layers", 16, 2), Size("7B/16, 4 layers", 16, 4), Size("7B/8, 4 layers", 8, 4))
 ACTING, LEARNING, ON_CPU = (1, 8, 32, 64), (8, 16, 32), (1, 32)  # samples at a time
 RUNS = 5
 Row = dict[str, Any]

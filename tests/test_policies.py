@@ -14,7 +14,8 @@ from peft.tuners import lora as peft_lora
 from safetensors.torch import load_file, save_file
 
 from vlapost.config import ROOT, PolicyConfig, UserError, load
-from vlapost.contracts import Observation
+from vlapost.contracts import Metrics, Observation, Step
+from vlapost.experience.collect import Stopwatch, collect, rejudge
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens
 from vlapost.policies.folded import FoldedLinear
@@ -282,6 +283,41 @@ def test_bfloat16_base_keeps_float32_adapters(checkpoint: Path, observation: Obs
     evaluation = policy.evaluate(observation, output.action_tokens)
     assert output.logprob.dtype == evaluation.logprob.dtype == torch.float32
     torch.testing.assert_close(output.logprob, evaluation.logprob.sum(1).detach(), atol=0.1, rtol=0)
+
+
+class Pictures:
+    """Three random pictures per scene, then the end."""
+
+    num_envs = 3
+
+    def reset(self, ids: torch.Tensor) -> Observation:
+        self.random, self.time = torch.Generator().manual_seed(6), 0
+        return self.see()
+
+    def see(self) -> Observation:
+        image = torch.randint(0, 256, (3, 128, 128, 3), dtype=torch.uint8, generator=self.random)
+        return Observation(image, INSTRUCTIONS)
+
+    def step(self, action: torch.Tensor) -> Step:
+        self.time += 1
+        flags = torch.zeros(3, dtype=torch.bool)
+        return Step(self.see(), torch.zeros(3), Metrics(flags, flags, flags, flags), self.time == 3)
+
+
+@pytest.mark.parametrize(("dtype", "rejudged"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_ratios_start_at_one(checkpoint: Path, dtype: torch.dtype, rejudged: bool) -> None:
+    """In float32 as decoding recorded them; in bfloat16, where that is off by more, as judged again."""
+    policy, generator = make(checkpoint, dtype), torch.Generator().manual_seed(7)
+    recorded = collect(Pictures(), policy, torch.arange(3), generator, 0.8, Stopwatch())  # type: ignore[arg-type]
+    rollout = rejudge(recorded, policy, 3, 0.8) if rejudged else recorded
+    for t in range(3):
+        observation = Observation(rollout.image[t], INSTRUCTIONS)
+        evaluation = policy.evaluate(observation, rollout.action_tokens[t], 0.8)
+        ratio = (evaluation.logprob.sum(1) - rollout.logprob[t]).exp().detach()
+        torch.testing.assert_close(ratio, torch.ones(3), atol=1e-3, rtol=0)
+        torch.testing.assert_close(evaluation.value.detach(), rollout.value[t], atol=1e-3, rtol=0)
+    if rejudged:
+        assert ((rollout.logprob - recorded.logprob).exp() - 1).abs().max() > 1e-3
 
 
 def test_adapter_folder_round_trip(checkpoint: Path, observation: Observation, tmp_path: Path) -> None:

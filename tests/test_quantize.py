@@ -13,6 +13,9 @@ import torch
 from vlapost.algorithms.base import adamw
 from vlapost.config import ROOT, UserError, load
 from vlapost.contracts import Observation
+from vlapost.policies import tiny
+from vlapost.policies.memory import base_bytes
+from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.policy import OpenVLAPolicy, load_policy
 
 torch.set_num_threads(1)
@@ -86,6 +89,26 @@ def test_a_quantised_base_acts_and_learns(observation: Observation, kind: str, e
     output = small.act(observation, None)
     logprob = small.evaluate(observation, output.action_tokens).logprob.sum(1).detach()
     torch.testing.assert_close(output.logprob, logprob, atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_the_memory_table_knows_what_quantised_weights_take(kind: str) -> None:
+    """Weights with their scales, as bitsandbytes holds them."""
+    pytest.importorskip("bitsandbytes")
+    policy = make(torch.bfloat16, quantize=kind)
+    taken = sum(p.numel() * p.element_size() for n, p in policy.network.named_parameters() if "lora_" not in n)
+    for layer in policy.network.modules():
+        weight = getattr(layer, "weight", None)
+        if type(layer).__name__ == "Linear4bit":
+            state = weight.quant_state
+            taken += state.absmax.nbytes + state.state2.absmax.nbytes
+        elif type(layer).__name__ == "Linear8bitLt":
+            taken += weight.SCB.nbytes
+    with torch.device("meta"):
+        content = {"image_sizes": [tiny.IMAGE, tiny.IMAGE], "text_config": tiny.TEXT}
+        network = OpenVLA(content, tiny.FEATURIZER, tiny.FUSED_FEATURIZER).to(torch.bfloat16)
+    assert base_bytes(network, kind) == pytest.approx(taken, rel=0.01)
+    assert base_bytes(network, kind) < base_bytes(network, "none")
 
 
 def test_a_rollout_leaves_the_gradients_of_an_nf4_base_as_they_were(observation: Observation) -> None:
