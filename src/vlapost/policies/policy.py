@@ -84,8 +84,10 @@ class OpenVLAPolicy(nn.Module):
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
         """What is worth keeping: pictures at the network's size, and features where the image encoder is frozen."""
-        if observation.image.shape[1:3] != self.preprocess.size:
-            observation = replace(observation, image=self.preprocess.fit(observation.image))
+        image = observation.image
+        if image.shape[1:3] != self.preprocess.size:
+            small = self.preprocess.fit(image.to(self.network.device))
+            observation = replace(observation, image=small.to(image.device))
         if any(parameter.requires_grad for parameter in self.network.vision_backbone.parameters()):
             return observation
         return replace(observation, patches=self._patches(observation))
