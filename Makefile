@@ -1,13 +1,13 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve study generalization gallery
+.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve study generalization gallery export memory benchmark-policy
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 PORT ?= 6006
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Settings: ARGS="key=value ..." (every key is explained in conf/base.yaml)'
 
 setup:  ## Install everything into .venv, and the Vulkan driver the simulator draws with
@@ -49,6 +49,12 @@ evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapte
 generalization: $(INSTALLED)  ## All 16 setups of the benchmark: CKPT=adapter [AGAINST=folder of another result]
 	@$(PYTHON) -m vlapost.generalization $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(AGAINST),against=$(AGAINST)) $(ARGS)
 
+export: $(INSTALLED)  ## Merge an adapter into its base, in OpenVLA's layout: CKPT=adapter OUT=new folder
+	@$(PYTHON) -m vlapost.export $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(OUT),out=$(OUT)) $(ARGS)
+
+memory: $(INSTALLED)  ## What a recipe needs in memory, by arithmetic: ARGS="policy.checkpoint=openvla/openvla-7b"
+	@$(PYTHON) -m vlapost.memory $(ARGS)
+
 gallery: $(INSTALLED)  ## Pictures of every setup and asset: ARGS="env.assets=paper"
 	@$(PYTHON) -m vlapost.gallery $(ARGS)
 
@@ -69,6 +75,9 @@ format: $(INSTALLED)  ## Format the code and mend what lint can mend
 
 benchmark: $(INSTALLED)  ## Speed of simulator, rollouts and learning on this machine
 	@$(PYTHON) -m benchmarks.run $(ARGS)
+
+benchmark-policy: $(INSTALLED)  ## Speed and memory of the policy alone, random weights: ARGS="out=FILE.json"
+	@$(PYTHON) -m benchmarks.policy $(ARGS)
 
 clean:  ## Remove caches (data/, models/, lightning_logs/ and .venv stay)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache build

@@ -47,6 +47,9 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("sft", ["algorithm.soft_targets=-1"], ["algorithm.soft_targets", "0 or more"]),
         ("sft", ["trainer.patience=2"], ["trainer.patience", "demos.held_out"]),
         ("pretrain", ["demos.held_out=2"], ["demos.held_out", "pretraining"]),
+        ("base", ["policy.quantize=nf3"], ["policy.quantize", "nf3", "none, nf4 or int8"]),
+        ("base", ["policy.recompute=all"], ["policy.recompute", "all", "none, mlp or blocks"]),
+        ("base", ["optim.moment_bits=16"], ["optim.moment_bits", "16", "32 or 8"]),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(name: str, words: list[str], parts: list[str]) -> None:
@@ -68,7 +71,9 @@ def test_base_explains_every_key() -> None:
     assert all("#" in text for text in keys if not text.rstrip().endswith(":"))
 
 
-@pytest.mark.parametrize("module", ["evaluate", "train", "recipe", "curve", "pretrain", "collect_demos"])
+@pytest.mark.parametrize(
+    "module", ["evaluate", "train", "recipe", "curve", "pretrain", "collect_demos", "export", "memory"]
+)
 def test_a_wrong_key_stops_a_command_before_torch_loads(module: str) -> None:
     program = (
         f"import sys, vlapost.cli as cli, vlapost.{module} as entry\n"

@@ -68,6 +68,9 @@ class CountingEnv:
 class NoisePolicy:
     """The action is the noisiest bin; greedy takes bin 0."""
 
+    def see(self, observation: Observation) -> Observation:
+        return observation
+
     def fixed_weights(self) -> nullcontext[None]:
         return nullcontext()
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vlapost.config import UserError, load
-from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyOutput, Rollout, Step
+from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyEvaluation, PolicyOutput, Rollout, Step
 from vlapost.experience.augment import augment, repaint
-from vlapost.experience.buffer import DemoBatches, Minibatches, seeded, shuffled
+from vlapost.experience.buffer import DemoBatches, Minibatches, rejudge, seeded, shuffled
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
 from vlapost.experience.datamodule import ExperienceModule, check_batches, explained_variance, to_go
 
@@ -273,3 +273,24 @@ def test_starts_are_shared_by_neighbours_and_divided_among_processes(same: int):
     assert len(set(both)) == 16 // same
     assert both == starts(0, 0) + starts(1, 0)
     assert not set(both) & set(starts(0, 1))
+
+
+def test_rejudged_rollouts_hold_the_learners_numbers():
+    """Each sample keeps its place, whatever the size of the minibatches; the last one may be smaller."""
+
+    class Judge:
+        def evaluate(self, observation, tokens, temperature):
+            sizes.append(len(observation))
+            assert temperature == 0.7
+            number = tokens.float() + observation.image[:, 0, 0, :1].float()
+            words = torch.tensor([float("abc".index(word)) for word in observation.instruction])
+            return PolicyEvaluation(number, number, words)
+
+    sizes: list[int] = []
+    rollout = rollout_of()
+    judged = rejudge(rollout, Judge(), 5, 0.7)  # type: ignore[arg-type]
+    expected = rollout.action_tokens.float() + rollout.image[:, :, 0, 0, :1].float()
+    assert torch.equal(judged.logprob, expected)
+    assert torch.equal(judged.value, torch.arange(float(E)).expand(T, E))
+    assert sizes == [5, 5, 2]
+    assert torch.equal(judged.reward, rollout.reward)

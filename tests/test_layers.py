@@ -12,7 +12,8 @@ PACKAGE = Path(vlapost.__file__).parent
 MAY_IMPORT = {
     "contracts": set(),
     "schema": set(),
-    "config": {"schema"},
+    "limits": {"schema"},
+    "config": {"schema", "limits"},
     "cli": {"config"},
     "drivers": set(),
     "disk": set(),
@@ -38,6 +39,8 @@ JOIN_EVERYTHING = {
     "gallery",
     "collect_demos",
     "doctor",
+    "export",
+    "memory",
 }
 
 

@@ -14,11 +14,13 @@ from peft.tuners import lora as peft_lora
 from safetensors.torch import load_file, save_file
 
 from vlapost.config import ROOT, PolicyConfig, UserError, load
-from vlapost.contracts import Observation
+from vlapost.contracts import Metrics, Observation, Step
+from vlapost.experience.collect import Stopwatch, collect, rejudge
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens
 from vlapost.policies.folded import FoldedLinear
-from vlapost.policies.policy import OpenVLAPolicy, load_full_policy, load_policy, save_policy
+from vlapost.policies.load import load_full_policy, load_policy
+from vlapost.policies.policy import OpenVLAPolicy, save_policy
 from vlapost.policies.tiny import write_tiny
 from vlapost.policies.tiny_tokenizer import sentences, write_tokenizer
 
@@ -47,7 +49,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(checkpoint: Path, adapter: str = "", critic: str = "h0") -> PolicyConfig:
-    return PolicyConfig(str(checkpoint), adapter, "sft", lora_rank=8, lora_alpha=4, train_vision=True, critic=critic)
+    return replace(
+        load("base").policy, checkpoint=str(checkpoint), adapter=adapter, unnorm_key="sft",
+        lora_rank=8, lora_alpha=4, critic=critic,
+    )  # fmt: skip
 
 
 def make(checkpoint: Path, dtype: torch.dtype = torch.float32) -> OpenVLAPolicy:
@@ -257,6 +262,20 @@ def test_remembering_new_adapters_keeps_no_copy(checkpoint: Path, observation: O
     assert not torch.equal(policy.evaluate(observation, tokens).logprob.detach(), start)
 
 
+@pytest.mark.parametrize("train_vision", [True, False])
+def test_a_rollout_keeps_pictures_at_the_policys_size(checkpoint: Path, train_vision: bool) -> None:
+    """Bytes, within rounding of what the network would have seen; acting and learning see the same."""
+    policy = load_policy(replace(config(checkpoint), train_vision=train_vision), "cpu", torch.float32)
+    ramp = torch.arange(0, 240, dtype=torch.uint8)[None, :, None, None].expand(2, 240, 320, 3)
+    seen = policy.see(Observation(ramp, INSTRUCTIONS[:2]))
+    assert seen.image.shape == (2, 128, 128, 3) and seen.image.dtype == torch.uint8
+    std = policy.preprocess.std
+    assert ((policy.preprocess(seen.image) - policy.preprocess(ramp)) * std).abs().max() <= 0.51 / 255
+    output = policy.act(seen, gumbel(2))
+    logprob = policy.evaluate(seen, output.action_tokens).logprob.detach()
+    torch.testing.assert_close(output.logprob, logprob, atol=1e-4, rtol=0)
+
+
 def test_a_new_critic_says_zero(checkpoint: Path, observation: Observation) -> None:
     assert torch.equal(load_policy(config(checkpoint), "cpu", torch.float32).value(observation), torch.zeros(3))
 
@@ -286,6 +305,29 @@ def test_folded_layer_is_pefts(policy: OpenVLAPolicy) -> None:
 HEAD = "network.language_model.lm_head"  # of which only the action rows are ever computed
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_decoding_is_the_same_and_follows_the_weights(checkpoint: Path, observation: Observation) -> None:
+    plain = load_policy(config(checkpoint), "cuda", torch.bfloat16)
+    graphed = load_policy(replace(config(checkpoint), cuda_graph=True), "cuda", torch.bfloat16)
+    graphed.load_state_dict(plain.state_dict())
+    for _ in range(2):
+        for noise in (gumbel(3), None):
+            one, other = plain.act(observation, noise), graphed.act(observation, noise)
+            assert torch.equal(one.action_tokens, other.action_tokens)
+            torch.testing.assert_close(one.logprob, other.logprob, atol=0.05, rtol=0)
+        for policy in (plain, graphed):
+            with torch.no_grad():
+                for parameter in policy.adapter_parameters():
+                    parameter.add_(0.01)
+    assert len(graphed.graphs.recorded) == 1
+
+
+def test_a_graph_without_a_gpu_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"policy\.cuda_graph is true, which needs a GPU"):
+        load_policy(replace(config(checkpoint), cuda_graph=True), "cpu", torch.bfloat16)
+
+
 def test_new_weights_are_used_at_once(checkpoint: Path, observation: Observation) -> None:
     """A block of fixed weights folds adapters anew: none stale after an optimiser step, none kept afterwards."""
     policy = make(checkpoint)
@@ -310,6 +352,41 @@ def test_bfloat16_base_keeps_float32_adapters(checkpoint: Path, observation: Obs
     evaluation = policy.evaluate(observation, output.action_tokens)
     assert output.logprob.dtype == evaluation.logprob.dtype == torch.float32
     torch.testing.assert_close(output.logprob, evaluation.logprob.detach(), atol=0.1, rtol=0)
+
+
+class Pictures:
+    """Three random pictures per scene, then the end."""
+
+    num_envs = 3
+
+    def reset(self, ids: torch.Tensor) -> Observation:
+        self.random, self.time = torch.Generator().manual_seed(6), 0
+        return self.see()
+
+    def see(self) -> Observation:
+        image = torch.randint(0, 256, (3, 128, 128, 3), dtype=torch.uint8, generator=self.random)
+        return Observation(image, INSTRUCTIONS)
+
+    def step(self, action: torch.Tensor) -> Step:
+        self.time += 1
+        flags = torch.zeros(3, dtype=torch.bool)
+        return Step(self.see(), torch.zeros(3), Metrics(flags, flags, flags, flags), self.time == 3)
+
+
+@pytest.mark.parametrize(("dtype", "rejudged"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_ratios_start_at_one(checkpoint: Path, dtype: torch.dtype, rejudged: bool) -> None:
+    """In float32 as decoding recorded them; in bfloat16, where that is off by more, as judged again."""
+    policy, generator = make(checkpoint, dtype), torch.Generator().manual_seed(7)
+    recorded = collect(Pictures(), policy, torch.arange(3), generator, 0.8, Stopwatch())  # type: ignore[arg-type]
+    rollout = rejudge(recorded, policy, 3, 0.8) if rejudged else recorded
+    for t in range(3):
+        observation = Observation(rollout.image[t], INSTRUCTIONS)
+        evaluation = policy.evaluate(observation, rollout.action_tokens[t], 0.8)
+        ratio = (evaluation.logprob - rollout.logprob[t]).sum(1).exp().detach()
+        torch.testing.assert_close(ratio, torch.ones(3), atol=1e-3, rtol=0)
+        torch.testing.assert_close(evaluation.value.detach(), rollout.value[t], atol=1e-3, rtol=0)
+    if rejudged:
+        assert ((rollout.logprob - recorded.logprob).sum(-1).exp() - 1).abs().max() > 1e-3
 
 
 def test_adapter_folder_round_trip(checkpoint: Path, observation: Observation, tmp_path: Path) -> None:

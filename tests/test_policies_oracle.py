@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,21 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load, load_file
 
-from vlapost.config import PolicyConfig
+from vlapost import config
 from vlapost.contracts import Observation
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens, bin_centres
+from vlapost.policies.checkpoint import load_openvla
+from vlapost.policies.load import load_policy
 from vlapost.policies.openvla import OpenVLA
-from vlapost.policies.policy import OpenVLAPolicy, load_policy
+from vlapost.policies.policy import OpenVLAPolicy
 from vlapost.policies.prompt import PAD
 from vlapost.policies.tiny_tokenizer import write_tokenizer
 from vlapost.policies.vit import ViTSizes
 
 torch.set_num_threads(1)
 FIXTURE = Path(__file__).parent / "fixtures" / "oracle"
-FEATURES, LOGITS = 1e-5, 1e-4
+FEATURES = LOGITS = 1e-5
 NAMES = ("a", "b", "c", "d")
 
 
@@ -60,9 +63,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def make(checkpoint: Path, adapter: str, expected: dict[str, torch.Tensor]) -> OpenVLAPolicy:
-    policy = load_policy(
-        PolicyConfig(str(checkpoint), adapter, "bridge_orig", 32, 16, True, True), "cpu", torch.float32
-    )
+    named = replace(config.load("base").policy, checkpoint=str(checkpoint), adapter=adapter, unnorm_key="bridge_orig")
+    policy = load_policy(replace(named, critic=True), "cpu", torch.float32)
     head = load_file(FIXTURE / "value_head.safetensors")
     policy.value_head.load_state_dict({name.removeprefix("value_head."): t for name, t in head.items()})
     for i, name in enumerate(NAMES):  # the true Llama-2 ids of the four prompts
@@ -129,6 +131,32 @@ def test_teacher_forced(policy: OpenVLAPolicy, observation: Observation, expecte
     close(loss, -expected["forced.logprob_256"].mean(), LOGITS)
 
 
+@pytest.mark.parametrize("kind", ["greedy", "forced"])
+def test_every_piece_of_the_studys_evaluation(
+    policy: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor], kind: str
+) -> None:
+    tokens = expected[f"{kind}.tokens"] if kind == "forced" else expected["rl.greedy.tokens"]
+    ids, mask = policy.prompts.batch(NAMES, torch.device("cpu"))
+    assert torch.equal(torch.cat([ids, tokens], 1), expected[f"rl.eval_{kind}.input_ids"][:, 1:-1])  # BOS ... </s>
+    assert torch.equal(mask, expected[f"rl.eval_{kind}.attention_mask"][:, 1:-8].bool())
+    features, judged = policy.features(observation, 31999 - tokens), policy.evaluate(observation, 31999 - tokens)
+    close(features.logits, expected[f"rl.eval_{kind}.logits_256"].flip(-1), LOGITS)
+    close(features.h0, expected[f"rl.eval_{kind}.last_hidden_first_action"], FEATURES)
+    close(features.h0, expected["rl.get_hidden"][:, 0], FEATURES)  # of the last three layers, the last first
+    close(judged.logprob, expected[f"rl.eval_{kind}.logprob_per_token"], LOGITS)
+    close(judged.logprob.sum(1), expected[f"rl.eval_{kind}.logprob_sum"][:, 0], LOGITS)
+    close(judged.entropy.mean(1), expected[f"rl.eval_{kind}.entropy_mean"][:, 0], LOGITS)
+    close(judged.value, expected[f"rl.eval_{kind}.values"][:, 0], FEATURES)
+
+
+def test_whole_vocabulary(policy: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
+    """Where all words compete: the log-probabilities of the forced tokens among 32064."""
+    tokens = expected["forced.tokens"]
+    hidden, _ = policy._forward(observation, 31999 - tokens[:, :-1])
+    logprob = policy.network.language_model.lm_head(hidden).log_softmax(-1)
+    close(logprob.gather(2, tokens[..., None])[..., 0], expected["forced.logprob_full_vocab"], LOGITS)
+
+
 def test_one_sample_alone(policy: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
     """No padding: embeddings, all hidden states and the whole vocabulary."""
     network, tokens = policy.network, expected["forced.tokens"][:1]
@@ -182,6 +210,10 @@ def test_bins(expected: dict[str, torch.Tensor]) -> None:
     inside = (expected["bins.decode_ids"] >= 31744) & (expected["bins.decode_ids"] <= 31999)
     bins = 31999 - expected["bins.decode_ids"][inside]
     assert torch.equal(torch.from_numpy(bin_centres())[bins], expected["bins.decode_values_f64"][inside])
+    centres = torch.from_numpy(bin_centres())
+    assert torch.equal(centres[:255], expected["bins.centers_f64"])
+    edges = expected["bins.edges_f64"]
+    assert torch.equal(tokens.encode(edges[:, None].expand(-1, 7))[:, 0], torch.arange(256))  # an edge opens its bin
 
 
 def whole_vocabulary_loss(
@@ -208,7 +240,24 @@ def test_sft_loss(
 def test_adapter(adapted: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
     features = adapted.features(observation, 31999 - expected["forced.tokens"])
     close(features.patches, expected["lora.vision.patch_features"], FEATURES)
-    close(features.logits, action_range("lora.forced.logits_action_range", expected), LOGITS)
+    logits = action_range("lora.forced.logits_action_range", expected)
+    close(features.logits, logits, 2e-5 * float(logits.std()))  # W + s B A in one product adds up in another order
+
+
+def test_adapter_as_two_products(
+    adapted: OpenVLAPolicy,
+    folders: tuple[Path, Path],
+    observation: Observation,
+    expected: dict[str, torch.Tensor],
+) -> None:
+    """The layer that bases in bfloat16 or 4 bits use, here in float32."""
+    network = load_openvla(folders[0], "cpu", torch.float32)
+    lora.add_adapters(network, rank=32, alpha=16, folded=False)
+    lora.load_adapters(network, folders[1])
+    policy = OpenVLAPolicy(network, folders[0], adapted.statistics, "bridge_orig", critic=False)
+    policy.prompts.cache = adapted.prompts.cache
+    logits = policy.action_logits(observation, 31999 - expected["forced.tokens"])
+    close(logits, action_range("lora.forced.logits_action_range", expected), LOGITS)
 
 
 def test_adapter_gradients(adapted: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
@@ -234,7 +283,7 @@ def test_published_7b_shapes() -> None:
         network = OpenVLA(config, *encoders)
         assert {n: list(t.shape) for n, t in network.state_dict().items()} == shapes
         before = sum(p.numel() for p in network.parameters())
-        lora.add_adapters(network, rank=32, alpha=16)
+        lora.add_adapters(network, rank=32, alpha=16, folded=False)
     assert before == 7_541_237_184
     unused = 0  # rank * (in + out) of the last block of each encoder and of the pooling head
     for width, mlp in ((1024, 4096), (1152, 4304)):

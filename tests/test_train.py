@@ -17,7 +17,7 @@ from vlapost.build import build_experience, build_module, build_policy, demo_fee
 from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import DemoBatch, GroundedBatch, Observation, RolloutBatch
 from vlapost.experience.datamodule import DemoFeed
-from vlapost.policies.policy import load_full_policy
+from vlapost.policies.load import load_full_policy
 
 PPO = [
     "experience.rounds=1",
@@ -34,6 +34,18 @@ def settings(name: str, words: list[str], tiny: Path, iterations: int) -> Config
     return config.load(
         name, [*words, f"policy.checkpoint={tiny}", f"trainer.iterations={iterations}", "policy.lora_rank=4"]
     )
+
+
+def test_the_number_printed_is_that_of_the_weights_that_learn(tiny: Path) -> None:
+    """Every adapter with the critic; without the encoders' adapters where these stay as they are."""
+    cfg = settings("ppo", ["policy.train_vision=true"], tiny, 1)
+    policy = build_policy(cfg)
+    adapters = {n: t.numel() for n, t in policy.adapter_state().items()}
+    critic = 512 * (96 + 1) + 128 * (512 + 1) + 128
+    assert train.learning(build_module(cfg, policy)) == sum(adapters.values()) + critic
+    cfg = settings("sft", ["policy.train_vision=false"], tiny, 1)
+    seeing = sum(count for name, count in adapters.items() if ".vision_backbone." in name)
+    assert train.learning(build_module(cfg, build_policy(cfg))) == sum(adapters.values()) - seeing > 0
 
 
 def noise_feed(cfg: Config, policy) -> DemoFeed:

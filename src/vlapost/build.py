@@ -28,7 +28,9 @@ from vlapost.experience.buffer import Cut, paired, shuffled
 from vlapost.experience.datamodule import DemoFeed, ExperienceModule, samples
 from vlapost.experience.demos import DemoDataset
 from vlapost.planner.actor import PlannerActor
-from vlapost.policies.policy import OpenVLAPolicy, load_policy
+from vlapost.policies.hub import locate
+from vlapost.policies.load import load_policy
+from vlapost.policies.policy import OpenVLAPolicy
 
 
 def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
@@ -36,7 +38,7 @@ def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
     p = config.policy
     torch.manual_seed(config.seed)  # of new adapters and critics
     dtype = torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
-    located = replace(p, checkpoint=str(ROOT / p.checkpoint), adapter=str(ROOT / p.adapter) if p.adapter else "")
+    located = replace(p, checkpoint=str(locate(p.checkpoint, ROOT)), adapter=str(ROOT / p.adapter) if p.adapter else "")
     return load_policy(located, device, dtype)
 
 

@@ -232,7 +232,7 @@ class Policy(Protocol):
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
 
     def see(self, observation: Observation) -> Observation:
-        """The observation with its patch features where the image encoder is frozen; else as it is."""
+        """What is worth keeping: pictures at the policy's size, and features where the image encoder is frozen."""
 
     def act(
         self, observation: Observation, noise: Tensor | None, temperature: float = 1.0, top_k: int = 0

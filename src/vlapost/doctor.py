@@ -175,7 +175,7 @@ def check_policy() -> str:
     import torch
 
     from vlapost.contracts import Observation
-    from vlapost.policies.policy import load_policy
+    from vlapost.policies.load import load_policy
 
     c = config.load("base")
     policy = load_policy(c.policy, "cpu", torch.float32)

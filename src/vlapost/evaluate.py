@@ -121,9 +121,15 @@ def fingerprint(c: Config) -> str:
     Raises:
         UserError: a folder without weights.
     """
+    from vlapost.policies.hub import locate
+
     files: list[Path] = []
-    for key, place in (("policy.checkpoint", c.policy.checkpoint), ("policy.adapter", c.policy.adapter)):
-        weights = sorted((ROOT / place).glob("*.safetensors")) if place else []
+    base, adapter = locate(c.policy.checkpoint, ROOT), ROOT / c.policy.adapter
+    for key, place, folder in (
+        ("policy.checkpoint", c.policy.checkpoint, base),
+        ("policy.adapter", c.policy.adapter, adapter),
+    ):
+        weights = sorted(folder.glob("*.safetensors")) if place else []
         if place and not weights:
             remedy = "make pretrain writes the small model" if key == "policy.checkpoint" else "give a saved adapter"
             raise UserError(f"{key} is '{place}', where there is no *.safetensors file; {remedy}.")
@@ -149,7 +155,8 @@ def identity(c: Config) -> str:
     alone = c.env.protocol == "v2" or c.env.backend == "cpu"  # else scenes that share a batch share crops and settling
     env = replace(c.env, num_envs=0 if alone else c.env.num_envs, assets=edition(c.env.assets))
     env_text = OmegaConf.to_yaml(OmegaConf.structured(env))
-    actor = f"{c.policy.unnorm_key} {c.trainer.precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else ""
+    precision = c.trainer.precision + (c.policy.quantize if c.policy.quantize != "none" else "")
+    actor = f"{c.policy.unnorm_key} {precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else ""
     decisive = f"{env_text} {short(c)} {c.seed} {actor}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 

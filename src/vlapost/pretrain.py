@@ -48,7 +48,7 @@ def pretrain(cfg: Config, folder: Path) -> None:
     from vlapost.envs.overlay import table_picture
     from vlapost.experience.augment import repaint
     from vlapost.experience.datamodule import DemoFeed
-    from vlapost.policies.policy import load_full_policy
+    from vlapost.policies.load import load_full_policy
     from vlapost.policies.tiny import write_tiny
 
     demos = open_demos(cfg)

@@ -43,6 +43,9 @@ class PolicyConfig:
     lora_alpha: int
     train_vision: bool
     critic: str
+    quantize: str
+    recompute: str
+    cuda_graph: bool
 
 
 @dataclass
@@ -71,6 +74,7 @@ class ExperienceConfig:
     passes: int
     same_start: int
     temperature: float
+    rejudge: bool
     augment: bool
 
 
@@ -109,6 +113,7 @@ class OptimConfig:
     grad_clip: float
     warmup_steps: int
     schedule: str
+    moment_bits: int
 
 
 @dataclass

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
 MAY_CHANGE = (
     *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes", "demos.workers"),
+    *("policy.recompute", "policy.cuda_graph"),
     *("evaluation.", "generalization."),
 )
 HARMLESS = (
@@ -73,6 +74,8 @@ def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule)
     """Train to the last iteration, from the newest checkpoint if there is one; true on the first process."""
     checkpoint = newest_checkpoint(folder / "checkpoints")
     trainer = build_trainer(cfg, folder)
+    if trainer.is_global_zero:
+        cli.console.print(f"{folder.name}: {learning(module):,} weights learn.")
     with alone(folder, trainer.is_global_zero):
         if checkpoint is not None and trainer.is_global_zero:
             cli.console.print(f"{folder.name}: continuing from {checkpoint.name}.")
@@ -148,6 +151,11 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def learning(module: PolicyModule) -> int:
+    """How many weights are trained: adapters and critic, or a whole policy in pretraining."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def processes(cfg: Config) -> tuple[int, int]:

@@ -124,7 +124,7 @@ def _tensors(batch: Any) -> list[tuple[str, Tensor]]:
 
 def adamw(groups: list[dict[str, Any]], optim: OptimConfig, total_steps: int) -> Any:
     """AdamW over parameter groups; the rate rises linearly, then stays or falls to zero along a cosine."""
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+    optimizer = _adamw_class(optim.moment_bits)(groups, lr=optim.lr, weight_decay=optim.weight_decay)
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / (optim.warmup_steps + 1))
@@ -133,6 +133,21 @@ def adamw(groups: list[dict[str, Any]], optim: OptimConfig, total_steps: int) ->
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _adamw_class(moment_bits: int) -> Any:
+    """PyTorch's, or bitsandbytes' that keeps its two moments in 8 bits (Dettmers et al. 2022).
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    if moment_bits == 32:
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("optim.moment_bits=8 needs bitsandbytes; run pip install bitsandbytes.") from None
+    return AdamW8bit
 
 
 def reduced_mean_std(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ class PolicyActor(Actor):
 
     def act(self, observation: Observation) -> Tensor:
         """Actions `[E, A]`."""
+        observation = self.policy.see(observation)
         if self.noise is None:
             output = self.policy.act(observation, None)
         else:

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from vlapost.contracts import Observation, Rollout, RolloutBatch
+from vlapost.contracts import Observation, Policy, Rollout, RolloutBatch
 from vlapost.experience.collect import Stopwatch
 
 Batch = TypeVar("Batch")
@@ -52,6 +52,20 @@ def flatten(rollout: Rollout, advantage_TE: Tensor, return_TE: Tensor) -> Rollou
     patches, state = (None if x is None else x.flatten(0, 1) for x in (rollout.patches, rollout.state))
     observation = Observation(image, rollout.instruction * len(rollout.reward), patches, state)
     return RolloutBatch(observation, tokens, logprob, value, advantage, return_)
+
+
+@torch.no_grad()
+def rejudge(rollout: Rollout, policy: Policy, batch_size: int, temperature: float) -> Rollout:
+    """The rollout with log-probabilities and values of the learner's forward, `batch_size` samples at a time.
+
+    Decoding token by token adds up the same numbers in another order. In bfloat16 that can differ by more than a step
+    of the learner changes, and ratios would not start at 1.
+    """
+    samples = flatten(rollout, rollout.reward, rollout.reward)
+    parts = [samples.take(index) for index in torch.arange(len(samples)).split(batch_size)]
+    judged = [policy.evaluate(part.observation, part.action_tokens, temperature) for part in parts]
+    logprob = torch.cat([j.logprob for j in judged]).view_as(rollout.logprob)
+    return replace(rollout, logprob=logprob, value=torch.cat([j.value for j in judged]).view_as(rollout.value))
 
 
 def shuffled(

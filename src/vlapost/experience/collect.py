@@ -84,7 +84,7 @@ def _episodes(
             steps[name].append(value)
         on_step(len(observation))
     with watch("inference"):
-        last_value = policy.value(observation)
+        last_value = policy.value(policy.see(observation))
     return Rollout(
         **{name: torch.stack(values) for name, values in steps.items()},
         instruction=observation.instruction,

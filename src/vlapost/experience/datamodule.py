@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlapost.config import Config, UserError
 from vlapost.contracts import DemoBatch, EpisodeBatch, GroundedBatch, Policy, Rollout, VectorEnv
-from vlapost.experience.buffer import Cut, DemoBatches, Minibatches, seeded
+from vlapost.experience.buffer import Cut, DemoBatches, Minibatches, rejudge, seeded
 from vlapost.experience.collect import Stopwatch, collect
 
 
@@ -142,6 +142,9 @@ class ExperienceModule(L.LightningDataModule):
         assert self.env is not None and self.trainer is not None
         world = self.trainer.world_size
         rollout = collect(self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step)
+        if c.experience.rejudge:
+            with self.watch("inference"):
+                rollout = rejudge(rollout, self.policy, c.optim.batch_size, c.experience.temperature)
         self.env_steps += rollout.reward.numel() * world
         m = rollout.metrics
         self.stats = {

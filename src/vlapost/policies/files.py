@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from vlapost.config import UserError
 from vlapost.disk import flush, flush_entry
 
+INDEX = "model.safetensors.index.json"
+
 
 def read_json(path: Path) -> Any:
     """Content of a JSON file.
@@ -27,7 +30,7 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing; a checkpoint folder in OpenVLA's layout must contain it.")
+        raise UserError(f"{path} is missing; the folder is not complete: copy or create it again.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -49,20 +52,75 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         raise UserError(f"{path} is not a complete safetensors file ({error}); copy or create it again.") from None
 
 
-def read_model(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a safetensors file, not read yet.
+
+    dtype: as safetensors writes it, for example "BF16".
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor in memory of its own, on `device`, in `dtype` (None: as stored).
+
+        The file is opened for this tensor alone: through a mapping that stays open, every page read counts as memory.
+        """
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name).to(device, dtype, copy=True)
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """Names and shapes of a safetensors file.
+
+    Raises:
+        UserError: the file is missing or truncated.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; copy it again or create the folder anew.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {n: Stored(path, n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a complete safetensors file ({error}); copy or create it again.") from None
+
+
+def stored_model(folder: Path) -> dict[str, Stored]:
     """All tensors of a model stored as model.safetensors or as shards with model.safetensors.index.json.
 
     Raises:
-        UserError: a file is missing or truncated; the sentence names it.
+        UserError: a file is missing or truncated, or there are pickles only; the sentence names the file.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
-        return read_tensors(folder / "model.safetensors", device)
-    shards = sorted(set(read_json(index)["weight_map"].values()))
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        tensors.update(read_tensors(folder / shard, device))
-    return tensors
+        refuse_pickles(folder, "model.safetensors")
+        return stored_tensors(folder / "model.safetensors")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or any(Path(str(s)).name != s for s in places.values()):
+        raise UserError(f"{index} has no 'weight_map' of tensor names to file names in this folder; copy it again.")
+    shards = {shard: stored_tensors(folder / shard) for shard in sorted(set(places.values()))}
+    lost = sorted(name for name, shard in places.items() if name not in shards[shard])
+    if lost:
+        raise UserError(f"{folder / places[lost[0]]} lacks '{lost[0]}', which {INDEX} says it holds; copy both again.")
+    return {name: stored for shard in shards.values() for name, stored in shard.items()}
+
+
+def refuse_pickles(folder: Path, wanted: str) -> None:
+    """Say so where weights exist only as a pickle.
+
+    Raises:
+        UserError: `wanted` is missing and there is a file that only unpickling could read.
+    """
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles and not (folder / wanted).is_file():
+        raise UserError(
+            f"{folder} has {pickles[0]} but no {wanted}; a pickle can run code when it is read, so only safetensors "
+            "files are: convert it where you trust it, or get the folder from who made it."
+        )
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

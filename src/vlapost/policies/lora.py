@@ -10,22 +10,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from vlapost.config import UserError
-from vlapost.policies.files import read_json, read_tensors
+from vlapost.policies.files import read_json, read_tensors, refuse_pickles
 from vlapost.policies.folded import FoldedLinear
 from vlapost.policies.openvla import OpenVLA
 
 VISION_TARGETS = ["qkv", "proj", "fc1", "fc2", "fc3", "q", "kv"]  # fc1..fc3 also of the projector
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+
+
+class AdaptedLinear(Linear):
+    """PEFT's linear layer with one adapter and no dropout, the product taken in the number type of its input.
+
+    PEFT casts the input of a bfloat16 layer to float32 and keeps that copy for the backward pass, in each of the layers
+    that read it. Here the adapter is rounded for the product instead, and its float32 weights collect the updates.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        down: Any = self.lora_A["default"].weight
+        up: Any = self.lora_B["default"].weight
+        change = F.linear(F.linear(x, down.to(x.dtype)), (self.scaling["default"] * up).to(x.dtype))
+        return self.base_layer(x) + change
 
 
 def lora_config(network: OpenVLA, rank: int, alpha: int) -> LoraConfig:
@@ -42,11 +58,13 @@ def lora_config(network: OpenVLA, rank: int, alpha: int) -> LoraConfig:
     )
 
 
-def add_adapters(network: OpenVLA, rank: int, alpha: int) -> None:
-    """Put new adapters into the network in place; they alone become trainable."""
+def add_adapters(network: OpenVLA, rank: int, alpha: int, folded: bool) -> None:
+    """Put new adapters into the network in place; they alone become trainable.
+
+    `folded`: base and adapter as one product (`folded.py`), for a base of plain float32 weights.
+    """
     config = lora_config(network, rank, alpha)
-    if network.dtype == torch.float32:
-        config._register_custom_module({nn.Linear: FoldedLinear})
+    config._register_custom_module({nn.Linear: FoldedLinear if folded else AdaptedLinear})
     inject_adapter_in_model(config, network)
     for name, parameter in network.named_parameters():
         is_adapter = "lora_" in name
@@ -58,7 +76,7 @@ def add_adapters(network: OpenVLA, rank: int, alpha: int) -> None:
 def adapter_parameters(network: OpenVLA) -> dict[str, nn.Parameter]:
     """Adapter weights under the names PEFT gives them in a file."""
     return {
-        _PREFIX + name.replace(".default.", "."): parameter
+        PREFIX + name.replace(".default.", "."): parameter
         for name, parameter in network.named_parameters()
         if "lora_" in name
     }
@@ -78,23 +96,20 @@ def adapter_sizes(folder: Path) -> tuple[int, int]:
     settings = read_json(folder / SETTINGS)
     if "r" not in settings or "lora_alpha" not in settings:
         raise UserError(f"{folder / SETTINGS} has no 'r' or 'lora_alpha'; it is not a LoRA adapter.")
-    if settings.get("use_rslora") or settings.get("use_dora"):
-        raise UserError(f"{folder / SETTINGS} describes rsLoRA or DoRA; only plain LoRA adapters can be continued.")
+    special = [k for k in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias") if settings.get(k)]
+    if special:
+        raise UserError(f"{folder / SETTINGS} sets '{special[0]}'; only plain LoRA adapters can be continued.")
     return settings["r"], settings["lora_alpha"]
 
 
 def load_adapters(network: OpenVLA, path: Path) -> None:
     """Copy the adapter weights of a file into a network that has adapters of the same rank.
 
-    Published adapters also hold a copy of the head (`lm_head.base_layer.weight`) and adapters of layers that are never
-    computed; both are skipped.
-
     Raises:
-        UserError: a file is missing or truncated, or a tensor is missing or does not fit.
+        UserError: a file is missing, truncated or a pickle, or a tensor is missing or does not fit.
     """
-    found = read_tensors(path)
-    skipped = tuple(f"{_PREFIX}{name}." for name in network.unused())
-    found = {n: t for n, t in found.items() if not n.startswith(skipped) and not n.endswith(".base_layer.weight")}
+    refuse_pickles(path.parent, path.name)
+    found = used(read_tensors(path), network.unused())
     wanted = adapter_parameters(network)
     wrong = sorted(
         name
@@ -109,6 +124,16 @@ def load_adapters(network: OpenVLA, path: Path) -> None:
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(found[name])
+
+
+def used(tensors: dict[str, Tensor], unused: list[str]) -> dict[str, Tensor]:
+    """The adapter weights of a file that are computed with.
+
+    Published adapters also hold a copy of the head (`lm_head.base_layer.weight`) and adapters of the layers `unused`,
+    which are never computed; both are skipped.
+    """
+    skipped = tuple(f"{PREFIX}{name}." for name in unused)
+    return {n: t for n, t in tensors.items() if not n.startswith(skipped) and not n.endswith(".base_layer.weight")}
 
 
 Exchange = list[tuple[nn.Parameter, Tensor]]

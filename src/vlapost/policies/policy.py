@@ -13,7 +13,6 @@ distribution than the one sampled from.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -23,22 +22,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
-from vlapost.config import PolicyConfig, UserError
-from vlapost.contracts import ACTION_DIM, STATE_DIM, Observation, PolicyEvaluation, PolicyOutput
+from vlapost.contracts import ACTION_BINS, ACTION_DIM, STATE_DIM, Observation, PolicyEvaluation, PolicyOutput
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
+from vlapost.policies.cache import fixed_cache
+from vlapost.policies.checkpoint import STATISTICS, save_openvla, write_json
 from vlapost.policies.features import Features, Sizes
-from vlapost.policies.files import new_folder, read_json, read_tensors, restore, write_tensors
+from vlapost.policies.files import new_folder, read_json, write_tensors
 from vlapost.policies.folded import keep_folded
-from vlapost.policies.openvla import OpenVLA, load_openvla, save_openvla
+from vlapost.policies.graphs import Graphs
+from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
-from vlapost.policies.value_head import ValueHead
+from vlapost.policies.value_head import VALUE_HEAD, ValueHead
 
-VALUE_HEAD, CRITIC_ADAPTER = "value_head.safetensors", "critic_adapter.safetensors"
-STATISTICS = "dataset_statistics.json"
+CRITIC_ADAPTER = "critic_adapter.safetensors"
 
 
 class OpenVLAPolicy(nn.Module):
@@ -69,6 +68,7 @@ class OpenVLAPolicy(nn.Module):
         width = {"all": hidden * ACTION_DIM, "state": STATE_DIM}.get(critic, hidden)
         self.value_head = None if critic == "none" else ValueHead(width)
         self.critic_network = second_network(network) if critic == "separate" else None
+        self.graphs: Graphs | None = None
         self.to(network.device)
 
     @property
@@ -86,12 +86,17 @@ class OpenVLAPolicy(nn.Module):
 
     def fixed_weights(self) -> AbstractContextManager[None]:
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
-        networks = [n for n in (self.network, self.critic_network) if n is not None]
-        return keep_folded(*(m for n in networks for m in (n.vision_backbone, n.projector, n.language_model.model)))
+        return keep_folded(
+            *(m for n in self._networks() for m in (n.vision_backbone, n.projector, n.language_model.model))
+        )
 
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
-        """The observation with its patch features where the image encoder is frozen; else as it is."""
+        """What is worth keeping: pictures at the network's size, and features where the image encoder is frozen."""
+        image = observation.image
+        if image.shape[1:3] != self.preprocess.size:
+            small = self.preprocess.fit(image.to(self.network.device))
+            observation = replace(observation, image=small.to(image.device))
         if any(parameter.requires_grad for parameter in self.network.vision_backbone.parameters()):
             return observation
         return replace(observation, patches=self._patches(self.network, observation))
@@ -110,13 +115,24 @@ class OpenVLAPolicy(nn.Module):
             top_k: how many bins may be drawn, the likeliest; 0: all. The recorded log-probability is that of the
                 distribution drawn from, with temperature and top-k.
         """
-        if noise is None:
-            temperature = 1.0
+        device = self.network.device
+        if noise is None:  # argmax(logits + 0)
+            noise, temperature = torch.zeros(len(observation), ACTION_DIM, ACTION_BINS), 1.0
+        ids, prompt_mask = self.prompts.batch(observation.instruction, device, 1 if self.graphs is None else 8)
+        inputs = (self._patches(self.network, observation), ids, prompt_mask, noise.to(device))
+        if self.graphs is None:
+            tokens, logprob, hidden = self._decode(*inputs, temperature, top_k)
         else:
-            noise = noise.to(self.network.device)
-        patches, ids, mask = self._inputs(self.network, observation)
+            tokens, logprob, hidden = self.graphs(self._decode, inputs, (temperature, top_k))
+        return PolicyOutput(tokens, logprob, self._value(hidden, observation))
+
+    def _decode(
+        self, patches: Tensor, ids: Tensor, prompt_mask: Tensor, noise: Tensor, temperature: float, top_k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and log-probabilities `[B, A]`, hidden states `[B, A, D]`; the device is never waited for."""
+        mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
         positions = mask.cumsum(1) - 1
-        cache = DynamicCache(config=self.network.llama_config)
+        cache = fixed_cache(self.network.llama_config.num_hidden_layers, mask.shape[1] + ACTION_DIM - 1)
         hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
         position = positions[:, -1:]
         seen = [hidden]
@@ -132,11 +148,10 @@ class OpenVLAPolicy(nn.Module):
             logits = self.network.action_logits(hidden) / temperature
             if top_k:
                 logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-            token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
+            token = (logits + noise[:, k]).argmax(-1)
             tokens.append(token)
             logprobs.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
-        value = self._value(torch.stack(seen, 1), observation)
-        return PolicyOutput(torch.stack(tokens, 1), torch.stack(logprobs, 1), value)
+        return torch.stack(tokens, 1), torch.stack(logprobs, 1), torch.stack(seen, 1)
 
     def features(self, observation: Observation, action_tokens: Tensor) -> Features:
         """The training forward for given bins `[B, A]` (teacher forced), with gradients."""
@@ -160,10 +175,10 @@ class OpenVLAPolicy(nn.Module):
 
         A critic that reads hn judges an observation together with an action: here with the likeliest.
         """
-        if self.critic == "none":
-            return torch.zeros(len(observation), device=self.network.device)
         if self.critic in ("hn", "all"):
             return self.act(observation, None).value
+        if self.critic != "h0":  # reads nothing of this network
+            return self._value(torch.zeros(len(observation), 1, 1, device=self.network.device), observation)
         return self._value(self._h0(self.network, observation), observation)
 
     def remember(self) -> None:
@@ -184,8 +199,7 @@ class OpenVLAPolicy(nn.Module):
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable weights but the value head: adapters, or all weights in use of a policy without adapters."""
-        networks = [n for n in (self.network, self.critic_network) if n is not None]
-        return (parameter for network in networks for parameter in network.parameters() if parameter.requires_grad)
+        return (parameter for n in self._networks() for parameter in n.parameters() if parameter.requires_grad)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The value head's weights; none without a critic."""
@@ -203,13 +217,8 @@ class OpenVLAPolicy(nn.Module):
         """Write the whole checkpoint folder of a policy without adapters, bfloat16; `folder` is replaced as a whole."""
         save_openvla(self.network, self.source, self.statistics, Path(folder))
 
-    def _inputs(self, network: OpenVLA, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch features `[B, P, Dv]`, prompt ids `[B, L]`, mask `[B, 1+P+L]` of BOS, patches and prompt."""
-        device = network.device
-        patches = self._patches(network, observation)
-        ids, prompt_mask = self.prompts.batch(observation.instruction, device)
-        mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
-        return patches, ids, mask
+    def _networks(self) -> list[OpenVLA]:
+        return [self.network] if self.critic_network is None else [self.network, self.critic_network]
 
     def _patches(self, network: OpenVLA, observation: Observation) -> Tensor:
         if observation.patches is not None:
@@ -218,9 +227,10 @@ class OpenVLAPolicy(nn.Module):
 
     def _forward(self, network: OpenVLA, observation: Observation, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the last `N+1` positions given `N` action tokens `[B, N]`; and the patch features."""
-        patches, ids, mask = self._inputs(network, observation)
+        patches = self._patches(network, observation)
+        ids, prompt_mask = self.prompts.batch(observation.instruction, network.device)
         count = tokens.shape[1]
-        mask = F.pad(mask, (0, count), value=True)
+        mask = F.pad(prompt_mask, (1 + patches.shape[1], count), value=True)
         embeds = network.embed(patches, torch.cat([ids, LAST_ID - tokens], dim=1))
         hidden = network.hidden(embeds, _causal(mask), mask.cumsum(1) - 1)
         return hidden[:, -(count + 1) :], patches
@@ -234,68 +244,21 @@ class OpenVLAPolicy(nn.Module):
         """The critic's estimate `[B]` from the hidden states that predict the action tokens; at least the first."""
         if self.value_head is None:
             return torch.zeros(len(hidden_BAD), device=hidden_BAD.device)
-        if self.critic_network is not None:
-            hidden_BAD = self._h0(self.critic_network, observation)
-        read = {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(self.critic, hidden_BAD[:, 0])
         if self.critic == "state":
             assert observation.state is not None
-            read = observation.state.to(hidden_BAD.device)
-        with torch.autocast(hidden_BAD.device.type, enabled=False):
-            return self.value_head(read)
-
-
-def second_network(network: OpenVLA) -> OpenVLA:
-    """A copy whose trainable weights are its own and whose frozen weights are those of `network`, not copied."""
-    shared = {id(p): p for p in [*network.parameters(), *network.buffers()] if not p.requires_grad}
-    return copy.deepcopy(network, shared)
-
-
-def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtype) -> OpenVLAPolicy:
-    """The policy a configuration describes: a frozen base with trainable adapters and, if wanted, a critic.
-
-    The base weights are `dtype`; adapters and critic are float32 always. `cfg.adapter` continues a saved adapter (and
-    its critic, if it has one), else new ones are made from the global random generator: seed it first.
-
-    Raises:
-        UserError: a folder, file or key is missing or does not fit; the sentence names it.
-    """
-    source, folder = Path(cfg.checkpoint), Path(cfg.adapter)
-    if cfg.lora_rank < 1:
-        raise UserError(f"policy.lora_rank is {cfg.lora_rank}; it must be 1 or more.")
-    if cfg.adapter:
-        _check_adapter(folder, cfg)
-    network = load_openvla(source, device, dtype)
-    lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha)
-    if cfg.adapter:
-        lora.load_adapters(network, folder / lora.WEIGHTS)
-    if not cfg.train_vision:
-        network.vision_backbone.requires_grad_(False)
-    statistics = _statistics(network, source) | (_statistics_file(folder) if cfg.adapter else {})
-    policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
-    if cfg.adapter and policy.value_head is not None and (folder / VALUE_HEAD).is_file():
-        _load_value_head(policy.value_head, folder / VALUE_HEAD)
-        if policy.critic_network is not None and (folder / CRITIC_ADAPTER).is_file():
-            lora.load_adapters(policy.critic_network, folder / CRITIC_ADAPTER)
-    return policy
-
-
-def load_full_policy(folder: Path | str, unnorm_key: str, device: torch.device | str = "cpu") -> OpenVLAPolicy:
-    """The policy of a checkpoint folder in float32, without adapters or critic, every weight in use trainable.
-
-    Raises:
-        UserError: as `load_policy`.
-    """
-    source = Path(folder)
-    network = load_openvla(source, device, torch.float32)
-    network.unfreeze()
-    return OpenVLAPolicy(network, source, _statistics(network, source), unnorm_key, critic="none")
+            return self.value_head(observation.state.to(hidden_BAD.device))
+        if self.critic_network is not None:
+            hidden_BAD = self._h0(self.critic_network, observation)
+        return self.value_head(
+            {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(self.critic, hidden_BAD[:, 0])
+        )
 
 
 def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     """Write what training changes to `folder` (replaced as a whole).
 
     adapter_model.safetensors, adapter_config.json, dataset_statistics.json; with a critic value_head.safetensors and,
-    where it has its own network critic_adapter.safetensors.
+    where it has its own network, critic_adapter.safetensors.
     """
     layer = policy.network.language_model.lm_head
     config = lora.lora_config(policy.network, layer.r["default"], layer.lora_alpha["default"])
@@ -303,7 +266,7 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     with new_folder(Path(folder)) as new:
         write_tensors(policy.adapter_state(), new / lora.WEIGHTS)
         config.save_pretrained(str(new))
-        (new / STATISTICS).write_text(json.dumps(policy.statistics, indent=2) + "\n", encoding="utf-8")
+        write_json(new / STATISTICS, policy.statistics)
         if policy.critic_network is not None:
             write_tensors(lora.adapter_state(policy.critic_network), new / CRITIC_ADAPTER)
         if policy.value_head is not None:
@@ -311,34 +274,10 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
             write_tensors({name: tensor.cpu() for name, tensor in head.items()}, new / VALUE_HEAD)
 
 
-def _check_adapter(folder: Path, cfg: PolicyConfig) -> None:
-    restore(folder)
-    if not folder.is_dir():
-        raise UserError(f"There is no adapter folder {folder} (policy.adapter); train one or leave the key empty.")
-    rank, alpha = lora.adapter_sizes(folder)
-    if (rank, alpha) != (cfg.lora_rank, cfg.lora_alpha):
-        raise UserError(
-            f"The adapter {folder} has rank {rank} and alpha {alpha}, but the configuration says {cfg.lora_rank} and "
-            f"{cfg.lora_alpha}; set policy.lora_rank={rank} policy.lora_alpha={alpha}."
-        )
-
-
-def _load_value_head(head: ValueHead, path: Path) -> None:
-    found = {name.removeprefix("value_head."): tensor for name, tensor in read_tensors(path).items()}
-    wanted = head.state_dict()
-    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
-        raise UserError(f"{path} does not fit the checkpoint; delete it to start with a new critic.")
-    head.load_state_dict(found)
-
-
-def _statistics(network: OpenVLA, source: Path) -> dict[str, Any]:
-    """Those of config.json, overruled by dataset_statistics.json."""
-    return dict(network.config.get("norm_stats", {})) | _statistics_file(source)
-
-
-def _statistics_file(folder: Path) -> dict[str, Any]:
-    path = folder / STATISTICS
-    return read_json(path) if path.is_file() else {}
+def second_network(network: OpenVLA) -> OpenVLA:
+    """A copy whose trainable weights are its own and whose frozen weights are those of `network`, not copied."""
+    shared = {id(p): p for p in [*network.parameters(), *network.buffers()] if not p.requires_grad}
+    return copy.deepcopy(network, shared)
 
 
 def _causal(mask: Tensor) -> Tensor:

@@ -28,17 +28,31 @@ class Preprocess(nn.Module):
         params = config.get("tvf_normalize_params")
         if not params or len(params) != 2:
             raise UserError("preprocessor_config.json needs two entries in 'tvf_normalize_params'.")
+        strategy = config.get("image_resize_strategy", "resize-naive")
+        if strategy != "resize-naive":
+            raise UserError(
+                f"preprocessor_config.json wants '{strategy}' of pictures; only 'resize-naive' is known here."
+            )
         self.size = size
         self.register_buffer("mean", _channels(params, "mean"), persistent=False)
         self.register_buffer("std", _channels(params, "std"), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 RGB `[B, H, W, 3]` to float32 `[B, 6, height, width]`: DINOv2's channels, then SigLIP's."""
-        pixels = image.permute(0, 3, 1, 2).float()
-        if pixels.shape[-2:] != self.size:
-            pixels = F.interpolate(pixels, size=self.size, mode="bicubic", align_corners=False, antialias=True)
-        pixels = pixels / 255.0
+        pixels = self._resize(image) / 255.0
         return (torch.cat([pixels, pixels], dim=1) - self.mean) / self.std
+
+    def fit(self, image: Tensor) -> Tensor:
+        """uint8 RGB `[B, H, W, 3]` to the encoders' size, rounded to uint8 again: what a rollout keeps."""
+        if image.shape[1:3] == self.size:
+            return image
+        return self._resize(image).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def _resize(self, image: Tensor) -> Tensor:
+        pixels = image.permute(0, 3, 1, 2).float()
+        if pixels.shape[-2:] == self.size:
+            return pixels
+        return F.interpolate(pixels, size=self.size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def _channels(params: list[dict[str, list[float]]], key: str) -> Tensor:

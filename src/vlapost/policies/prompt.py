@@ -47,14 +47,14 @@ class Prompts:
             self.cache[instruction] = [*self._tokenizer(text)["input_ids"], SPACE]
         return self.cache[instruction]
 
-    def batch(self, instructions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Prompts without BOS, padded on the left.
+    def batch(self, instructions: Sequence[str], device: torch.device, multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """Prompts without BOS, padded on the left to the longest, or on to the next multiple of `multiple`.
 
         Returns:
             ids: `[B, L]` int64. mask: `[B, L]` bool, False at padding.
         """
         rows = [self.ids(instruction)[1:] for instruction in instructions]
-        length = max(len(row) for row in rows)
+        length = -(-max(len(row) for row in rows) // multiple) * multiple
         ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         mask = torch.arange(length, device=device) >= (length - lengths)[:, None]

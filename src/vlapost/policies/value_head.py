@@ -7,8 +7,23 @@ and the first advantages are sums of rewards, not noise.
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vlapost.config import UserError
+from vlapost.contracts import ACTION_DIM, STATE_DIM
+from vlapost.policies.files import read_tensors
+
+VALUE_HEAD, TRAINING_STATE = "value_head.safetensors", "training_state.pt"
+
+
+def critic_width(critic: str, hidden: int) -> int:
+    """How many numbers a critic reads that is of the kind `policy.critic`."""
+    return {"all": hidden * ACTION_DIM, "state": STATE_DIM}.get(critic, hidden)
 
 
 class ValueHead(nn.Module):
@@ -29,3 +44,37 @@ class ValueHead(nn.Module):
         x = F.gelu(self.head_l1(h0.float()))
         x = F.gelu(self.head_l2(x))
         return self.head_l3(x).squeeze(-1)
+
+
+def load_value_head(head: ValueHead, folder: Path) -> None:
+    """Give a critic the weights that lie beside an adapter; without any it stays as it is.
+
+    Ours are in value_head.safetensors; the study's are in training_state.pt under 'vh' (beside optimiser states, which
+    are not read). That file is a pickle: it is read with `weights_only`, which makes tensors and runs nothing.
+
+    Raises:
+        UserError: the file is damaged, holds more than tensors, or does not fit the checkpoint.
+    """
+    path = folder / VALUE_HEAD
+    if path.is_file():
+        found = {name.removeprefix("value_head."): tensor for name, tensor in read_tensors(path).items()}
+    elif (path := folder / TRAINING_STATE).is_file():
+        found = _from_training_state(path)
+    else:
+        return
+    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in head.state_dict().items()}:
+        raise UserError(f"{path} does not fit the checkpoint; delete it to start with a new critic.")
+    head.load_state_dict(found)
+
+
+def _from_training_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise UserError(
+            f"{path} is truncated or holds more than tensors, and nothing in it is executed; "
+            "delete it to start with a new critic, or copy it again."
+        ) from None
+    if not isinstance(state, dict) or not isinstance(state.get("vh"), dict):
+        raise UserError(f"{path} has no value head under 'vh'; delete it to start with a new critic.")
+    return state["vh"]

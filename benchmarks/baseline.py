@@ -1,0 +1,72 @@
+"""The usual way of doing what the policy does, on the same weights: what the benchmark compares with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from vlapost.contracts import ACTION_DIM, Observation
+from vlapost.policies.action_tokens import FIRST_ID, LAST_ID
+from vlapost.policies.policy import OpenVLAPolicy
+from vlapost.policies.prompt import PAD
+
+
+class ActionsOnly(LogitsProcessor):
+    """Nothing but action tokens."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        allowed = torch.full_like(scores, -torch.inf)
+        allowed[:, FIRST_ID : LAST_ID + 1] = scores[:, FIRST_ID : LAST_ID + 1]
+        return allowed
+
+
+@torch.no_grad()
+def generate(policy: OpenVLAPolicy, observation: Observation) -> Tensor:
+    """Greedy bins `[B, A]` by transformers' own loop."""
+    patches, ids, mask = policy._inputs(observation)
+    found: Any = policy.network.language_model.generate(
+        inputs_embeds=policy.network.embed(patches, ids),
+        attention_mask=mask.long(),
+        max_new_tokens=ACTION_DIM,
+        min_new_tokens=ACTION_DIM,
+        do_sample=False,
+        pad_token_id=PAD,
+        logits_processor=LogitsProcessorList([ActionsOnly()]),
+    )
+    return LAST_ID - found
+
+
+def all_logits(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) -> Tensor:
+    """Log-probabilities `[B, A]` by way of the logits of every position over the whole vocabulary."""
+    patches, ids, mask = policy._inputs(observation)
+    mask = F.pad(mask, (0, ACTION_DIM - 1), value=True)
+    embeds = policy.network.embed(patches, torch.cat([ids, LAST_ID - tokens[:, :-1]], 1))
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    logits = policy.network.language_model(
+        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=False
+    ).logits
+    actions = logits[:, -ACTION_DIM:, FIRST_ID : LAST_ID + 1].flip(-1)
+    return actions.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+
+
+def everything_kept(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) -> None:
+    """A training step with all logits and all hidden states, and the critic on one of these."""
+    patches, ids, mask = policy._inputs(observation)
+    mask = F.pad(mask, (0, ACTION_DIM - 1), value=True)
+    embeds = policy.network.embed(patches, torch.cat([ids, LAST_ID - tokens[:, :-1]], 1))
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    output = policy.network.language_model(
+        inputs_embeds=embeds,
+        attention_mask=mask.long(),
+        position_ids=positions,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    logprob = output.logits.float().log_softmax(-1)[:, -ACTION_DIM:]
+    chosen = logprob.gather(2, LAST_ID - tokens[..., None])
+    value = policy._value(output.hidden_states[-1][:, -ACTION_DIM])
+    (chosen.sum() + value.sum()).backward()

@@ -1,0 +1,57 @@
+"""Seconds and bytes of a function, on CPU or GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# Dense bfloat16 products per second and bytes of memory per second, as published.
+PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.04e12)}
+
+
+def seconds(work: Callable[[], Any], device: str, runs: int) -> float:
+    """Median of `runs`, after one that is not counted."""
+
+    def once() -> float:
+        start = perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return perf_counter() - start
+
+    once()
+    return median(once() for _ in range(runs))
+
+
+def peak_bytes(work: Callable[[], Any], device: str) -> int:
+    """Most bytes allocated at once: on a GPU all there are, on CPU those beyond what was there before."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    present = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        present += event.nbytes()
+        peak = max(peak, present)
+    return peak
+
+
+def roofline(device: str) -> tuple[float, float]:
+    """Operations per second and bytes per second: published for a known GPU, else of a large product and copy."""
+    if device == "cuda":
+        known = [peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()]
+        if known:
+            return known[0]
+    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    b = torch.empty_like(a)
+    return 2 * size**3 / seconds(lambda: a @ a, device, 5), 2 * a.nbytes / seconds(lambda: b.copy_(a), device, 5)

@@ -1,0 +1,34 @@
+"""Where a checkpoint is: a folder here, or a repository of the Hugging Face Hub, of which only data is fetched."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vlapost.config import UserError
+
+DATA_ONLY = ["*.json", "*.safetensors"]  # never code, never a pickle
+_OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def locate(checkpoint: str, root: Path) -> Path:
+    """The folder of a checkpoint; 'owner/name' that is no folder below `root` is fetched from the Hub (once).
+
+    Raises:
+        UserError: the Hub cannot be reached or has no such repository; the sentence says what to put where.
+    """
+    folder = root / checkpoint
+    owner = root / Path(checkpoint).parts[0] if checkpoint else root
+    if folder.is_dir() or owner.is_dir() or not _OWNER_AND_NAME.fullmatch(checkpoint):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, allow_patterns=DATA_ONLY))
+    except Exception as error:  # of the library, of its HTTP client, of the operating system: the remedy is the same
+        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        raise UserError(
+            f"policy.checkpoint is '{checkpoint}', which is no folder here, and the Hugging Face Hub does not give it "
+            f"({reason}); put its config.json, preprocessor_config.json, tokenizer.json, *.safetensors and "
+            f"model.safetensors.index.json into {folder}."
+        ) from None
