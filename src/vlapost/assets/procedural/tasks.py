@@ -1,0 +1,116 @@
+"""Bodies and pictures of SimplerEnv's four WidowX tasks and of ManiSkill's StackCube, drawn here.
+
+Boxes and densities are SimplerEnv's (`info_bridge_custom_v0.json` of its BridgeData assets) and StackCube's. The sink
+and its basket are one body; the basket's floor, on which the eggplant has to lie, is another, as in SimplerEnv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from vlapost.assets.procedural import food, receptacles, things
+from vlapost.assets.procedural.catalogue import Entry
+from vlapost.assets.procedural.looks import LOOKS as BENCHMARK
+from vlapost.assets.procedural.noise import canvas, clouds, mix
+from vlapost.assets.procedural.patterns import marble, mottle
+from vlapost.assets.procedural.shapes import Colour, Part, block, lathe, paint, plate, smooth
+from vlapost.assets.procedural.tables import SINK, Look
+
+YELLOW = (228, 186, 40)
+STEEL = (172, 176, 182)
+# cm, in the sink's frame: the basket's middle and half its inner length and width; heights of floor and rims
+BASKET, INSIDE = (3.5, -10.5), (7.2, 6.0)
+FLOOR, BASKET_FLOOR, BASKET_RIM, RIM = 1.0, 1.5, 4.5, 11.5
+
+
+def cube(colour: Colour) -> Callable[[], list[Part]]:
+    """A cube with slightly darker edges."""
+
+    def draw() -> list[Part]:
+        picture = canvas(64, 64, colour)
+        edge = (int(colour[0] * 0.8), int(colour[1] * 0.8), int(colour[2] * 0.8))
+        cv2.rectangle(picture, (0, 0), (63, 63), edge, 2)
+        return [paint(block(3, 3, 0, 3), picture)]
+
+    return draw
+
+
+def spoon() -> list[Part]:
+    """The kitchen spoon along x, its bowl towards -x."""
+    return [replace(part, surface=part.surface.turn(z=-90)) for part in things.kitchen_spoon()]
+
+
+def eggplant() -> list[Part]:
+    """Dark purple along x, thickest towards +x, with a green cap at -x."""
+    profile = [(0.3, -3.6), (0.9, -3.2), (1.2, -1.6), (1.6, 0.2), (1.87, 1.9), (1.6, 3.2), (0.6, 3.85), (0.1, 3.9)]
+    skin = mix((62, 22, 74), (92, 44, 104), clouds((128, 128), (40, 40), 51))
+    cap = lathe([(0.25, -4.3), (0.3, -3.7), (1.15, -3.4), (1.3, -2.6), (1.2, -2.5), (0, -3.3)], 24)
+    body = lathe(smooth(profile), 40)
+    return [paint(body.turn(y=90), skin, shine=0.5), paint(cap.turn(y=90), (70, 122, 48))]
+
+
+def towel() -> list[Part]:
+    """A folded blue towel with a white stripe along two edges."""
+    picture = mix((58, 96, 168), (86, 124, 190), clouds((256, 256), (5, 5), 52))
+    picture[:, 24:36] = picture[:, -36:-24] = (226, 228, 232)
+    picture[::3] = (picture[::3] * 0.94).astype(np.uint8)
+    return [paint(block(10, 10, 0, 1), (70, 108, 176)), paint(plate(10, 10, 1.002), picture)]
+
+
+def basket_floor() -> list[Part]:
+    """The ground of the basket that counts, with the grooves of a dish rack."""
+    picture = canvas(128, 128, YELLOW)
+    picture[:, ::16] = picture[:, 1::16] = (176, 140, 26)
+    return [paint(block(13, 8, 0, 0.2), YELLOW), paint(plate(13, 8, 0.201), picture)]
+
+
+def sink() -> list[Part]:
+    """A steel sink with a yellow basket standing in it; each wall is a convex piece."""
+    steel = mix((150, 154, 160), STEEL, clouds((128, 256), (3, 200), 53))
+    walls = [paint(block(26.9, 39.3, 0, FLOOR), steel, shine=0.4)]
+    for x, y, width, depth in ((12.95, 0, 1, 39.3), (-12.95, 0, 1, 39.3), (0, 19.15, 26.9, 1), (0, -19.15, 26.9, 1)):
+        walls.append(paint(block(width, depth, FLOOR, RIM).move(x, y), steel, len(walls), shine=0.4))
+    (x, y), (half, wide) = BASKET, INSIDE
+    walls.append(paint(block(2 * half, 2 * wide, FLOOR, BASKET_FLOOR).move(x, y), YELLOW, len(walls)))
+    for across in (-1, 1):
+        for side in (
+            block(0.5, 2 * wide + 1, FLOOR, BASKET_RIM).move(x + across * (half + 0.25), y),
+            block(2 * half, 0.5, FLOOR, BASKET_RIM).move(x, y + across * (wide + 0.25)),
+        ):
+            walls.append(paint(side, YELLOW, len(walls)))
+    return walls
+
+
+# fmt: off
+OBJECTS = (
+    Entry("carrot", "carrot", 700, food.carrot, (-0.0575, -0.016, -0.019), (0.0575, 0.016, 0.019)),
+    Entry("spoon", "spoon", 1200, spoon, (-0.07, -0.0173, -0.013021), (0.07, 0.0173, 0.013021)),
+    Entry("green_block", "green block", 1000, cube((60, 160, 70)), (-0.015, -0.015, -0.015), (0.015, 0.015, 0.015)),
+    Entry("eggplant", "eggplant", 400, eggplant, (-0.03915, -0.0187, -0.019), (0.03915, 0.0187, 0.019)),
+    Entry("red_cube", "red cube", 1000, cube((210, 40, 40)), (-0.02, -0.02, -0.02), (0.02, 0.02, 0.02)),
+)
+RECEPTACLES = (
+    Entry("plate", "plate", 1000, receptacles.yellow_plate, (-0.055, -0.055, -0.003), (0.055, 0.055, 0.003)),
+    Entry("towel", "towel", 330, towel, (-0.05, -0.05, -0.005), (0.05, 0.05, 0.005)),
+    Entry("yellow_block", "yellow block", 1000, cube((232, 200, 50)), (-0.015, -0.015, -0.015), (0.015, 0.015, 0.015)),
+    Entry("basket", "yellow basket", 100000, basket_floor, (-0.065, -0.04, -0.001), (0.065, 0.04, 0.001)),
+    Entry("green_cube", "green cube", 1000, cube((50, 170, 60)), (-0.02, -0.02, -0.02), (0.02, 0.02, 0.02)),
+    Entry("sink", "sink", 100000, sink, (-0.1345, -0.1965, 0.0), (0.1345, 0.1965, 0.115)),
+)
+# fmt: on
+LOOKS: dict[str, Callable[[], Look]] = {
+    "001_table_simpler": BENCHMARK["001_table_simpler"],
+    "002_counter": lambda: Look(
+        marble((540, 1275), (212, 208, 200), (150, 146, 140), 341),
+        (190, 186, 178),
+        mottle((700, 900), (120, 104, 90), (96, 82, 70), 441, 60),
+        back=mottle((900, 900), (226, 222, 210), (206, 200, 186), 541, 300),
+        legs=None,
+        thick=0.04,
+        view=SINK,
+    ),
+}
