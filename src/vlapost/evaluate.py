@@ -177,10 +177,10 @@ def labels_of(c: Config, ids: list[int], name: str) -> dict[int, dict[str, str |
 
     from vlapost.assets.pack import open_pack
     from vlapost.envs.episodes import decode
-    from vlapost.envs.setups import find_setup
+    from vlapost.envs.setups import setup_of
 
-    pack = open_pack(c.env.assets)
-    spec = decode(find_setup(c.env.id, c.env.obj_set, c.env.protocol), torch.tensor(ids))
+    setup, pack = setup_of(c.env), open_pack(c.env.assets)
+    spec = decode(setup, torch.tensor(ids))
     drawn: dict[str, tuple[Sequence[Model | Table], Tensor]] = {
         "object": (pack.objects, spec.object),
         "receptacle": (pack.receptacles, spec.receptacle),

@@ -15,8 +15,8 @@ from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
 from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import rules
-from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
-from vlapost.envs.setups import find_setup
+from vlapost.envs.scene import CONTROL_FREQ, PutOnPlateScene
+from vlapost.envs.setups import setup_of
 
 FREE_EVERY = 16  # scene resets; without it a process grows by 0.3 MB per reset, for ever
 
@@ -68,7 +68,7 @@ class SceneVector:
             observation=self._observe(),
             reward=rules.reward(before, metrics),
             metrics=metrics,
-            truncated=self._steps >= MAX_STEPS,
+            truncated=self._steps >= self.scenes[0].setup.task.steps,
         )
 
     def step_blind(self, action: Tensor) -> Metrics:
@@ -119,11 +119,11 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
     """The environment of a configuration, with `num_envs` scenes if given, else as many as it says.
 
     Raises:
-        UserError: unknown environment, object set, backend or shader; impossible frequency or number of scenes; no
+        UserError: unknown environment, object set, backend or shader; an asset pack that lacks the bodies; impossible frequency or number of scenes; no
             Vulkan driver, or none for the GPU that is to simulate; missing assets.
     """
     count = cfg.num_envs if num_envs is None else num_envs
-    find_setup(cfg.id, cfg.obj_set, cfg.protocol)
+    setup_of(cfg)
     if cfg.backend not in ("cpu", "gpu"):
         raise UserError(f"env.backend is '{cfg.backend}'; it must be cpu or gpu.")
     if cfg.shader not in ("minimal", "default"):

@@ -121,12 +121,15 @@ def _rows(found: Mapping[str, Any], titles: Mapping[str, str], names: Sequence[s
         if name in found["setups"]:
             s = found["setups"][name]
             drop = _with_range(s["relative_drop"]) if "relative_drop" in s else ""
-            pairs = [" / ".join(f"{100 * (t[name][i] or 0):.1f}" for t in theirs.values()) for i in (0, 1)]
+            pairs = [
+                " / ".join(f"{100 * (t[name][i] or 0):.1f}" for t in theirs.values() if name in t) for i in (0, 1)
+            ]
             rows.append(
                 [titles[name], *_cells(s), drop, *pairs, f"{100 * again[name][1]:.1f}" if name in again else ""]
             )
     if group in found["groups"]:
-        rows.append([f"mean {group}", *_cells(found["groups"][group]), "", "", "", f"{100 * again[group][1]:.1f}"])
+        mean = f"{100 * again[group][1]:.1f}" if group in again else ""
+        rows.append([f"mean {group}", *_cells(found["groups"][group]), "", "", "", mean])
     return rows
 
 
@@ -165,7 +168,7 @@ def _markdown(tables: Mapping[str, list[list[str]]], about: Mapping[str, Any]) -
             lines += [f"## {group.capitalize()}", ""]
             lines += ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)] + [""]
     lines += [
-        "Grasp: held at any step. Continuous: five steps in a row. Success at end: on the receptacle at step 80, the",
+        "Grasp: held at any step. Continuous: five steps in a row. Success at end: placed at the last step, the",
         "study's measure; ever: at any step, the measure of RLinf. In brackets 95 %: Wilson's; bootstrapped for means",
         "and for the relative drop P = (OOD - IND) / IND. The paper's: grasp / continuous / success at end of a 7B",
         "policy in 3 x 64 episodes.",

@@ -31,6 +31,8 @@ class DemoFeed:
 class Simulation(Protocol):
     """What a run needs of the simulator: scenes, training starts, and held-out episodes run to their end."""
 
+    steps: int  # control steps of an episode
+
     def make(self) -> VectorEnv:
         """Build the scenes of this process."""
 
@@ -71,7 +73,7 @@ class ExperienceModule(L.LightningDataModule):
         if "demos" in c.experience.schedule:
             self.demos = self.open_demos()
         if "rollout" in c.experience.schedule:
-            check_batches(c)
+            check_batches(c, self.simulation.steps)
         if "rollout" in c.experience.schedule or c.trainer.eval_every:
             self.env = self.simulation.make()
 
@@ -92,8 +94,8 @@ class ExperienceModule(L.LightningDataModule):
         assert self.advantage is not None
         generator = seeded(c.seed, iteration, rank)
         return Minibatches(
-            lambda: self._rollout(generator, world), self.advantage, samples(c), c.optim.batch_size, e.passes,
-            generator,
+            lambda: self._rollout(generator, world), self.advantage, samples(c, self.simulation.steps),
+            c.optim.batch_size, e.passes, generator,
         )  # fmt: skip
 
     def val_dataloader(self) -> HeldOutEpisodes:
@@ -173,17 +175,17 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     return float(1 - (target - value).var() / spread) if spread > 0 else 0.0
 
 
-def samples(config: Config) -> int:
-    """Samples of one rollout and process: 80 steps x scenes x rounds."""
-    return 80 * config.env.num_envs * config.experience.rounds
+def samples(config: Config, steps: int) -> int:
+    """Samples of one rollout and process: control steps of an episode x scenes x rounds."""
+    return steps * config.env.num_envs * config.experience.rounds
 
 
-def check_batches(config: Config) -> None:
+def check_batches(config: Config, steps: int) -> None:
     """Whole minibatches and whole accumulation windows, or a sentence that says which numbers do not fit."""
-    total, batch, accumulate = samples(config), config.optim.batch_size, config.optim.accumulate
+    total, batch, accumulate = samples(config, steps), config.optim.batch_size, config.optim.accumulate
     if total % batch or (total // batch) % accumulate:
         raise UserError(
-            f"A rollout has {total} samples per process (80 steps x env.num_envs={config.env.num_envs} x "
+            f"A rollout has {total} samples per process ({steps} steps x env.num_envs={config.env.num_envs} x "
             f"experience.rounds={config.experience.rounds}); optim.batch_size={batch} x "
             f"optim.accumulate={accumulate} must divide it."
         )
