@@ -11,13 +11,17 @@ OBJECT_HALF = torch.tensor([[0.030, 0.015, 0.020]])
 UP, DOWN = [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]
 
 
-def sensed(offset=(0.0, 0.0, 0.02), contact=1.0, left=(0.0, 0.0, 0.0), right=(0.0, 0.0, 0.0)) -> rules.Sensed:
+def sensed(
+    offset=(0.0, 0.0, 0.02), contact=1.0, left=(0.0, 0.0, 0.0), right=(0.0, 0.0, 0.0), speed=0.0, spin=0.0
+) -> rules.Sensed:
     """An object at `offset` from its receptacle; the left finger opens to +y, the right one to -y."""
     place = torch.tensor([[0.1, -0.2, 0.87]])
     return rules.Sensed(
         object_position=place + torch.tensor([offset]),
         receptacle_position=place,
         contact_force=torch.tensor([[0.0, 0.0, contact]]),
+        velocity=torch.tensor([[0.0, 0.0, speed]]),
+        spin=torch.tensor([[spin, 0.0, 0.0]]),
         left_force=torch.tensor([left]),
         right_force=torch.tensor([right]),
         left_opening=torch.tensor([UP]),
@@ -54,7 +58,9 @@ def test_only_scenes_that_still_moved_settle_for_longer():
 )
 def test_on_target(offset, contact, expected):
     state = sensed(offset=offset, contact=contact)
-    assert rules.is_on_target(state, OBJECT_HALF, PLATE_HALF).item() is expected
+    rule = rules.Rule()
+    near = rules.reach(rule, PLATE_HALF, 2 * PLATE_HALF)
+    assert rules.is_on_target(rule, state, near, OBJECT_HALF, PLATE_HALF).item() is expected
 
 
 def at_angle(degrees: float, sign: float) -> tuple[float, float, float]:

@@ -98,7 +98,7 @@ def edition(name: str) -> str:
 
 
 def open_pack(name: str) -> Pack:
-    """The asset pack "procedural", "world" or "tasks" (generated on first use) or "paper" (the folder in $VLAPOST_ASSETS).
+    """The asset pack of a name: one drawn here, on first use, or "paper" (the folder in $VLAPOST_ASSETS).
 
     Every file is compared with its checksum, once per process. Visual meshes that the paper's pack lacks are replaced
     by the collision shape, with one warning that lists them.

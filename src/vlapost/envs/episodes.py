@@ -156,8 +156,9 @@ def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) 
 def held_out(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
     """Ids for evaluation, which takes the first N of them.
 
-    Protocol v2: the committed int64, `[1024]` or as many as the setup holds out. Protocol paper: 3 x 64 ids drawn as the study draws them, without order
-    or balance (its own draws hang on the state of its random numbers and cannot be repeated).
+    Protocol v2: the committed int64, `[1024]` or as many as the setup holds out. Protocol paper: 3 x 64 ids drawn as
+    the study draws them, without order or balance (its own draws hang on the state of its random numbers and cannot be
+    repeated).
     """
     setup = find_setup(env_id, obj_set, protocol)
     if setup.paper:
@@ -172,7 +173,7 @@ def held_out_file(env_id: str, obj_set: str) -> Path:
 
 
 def make_held_out(setup: Setup) -> Tensor:
-    """The list that was committed: the setup's own, or one that is balanced so that a prefix of 200 or more is close to balanced too.
+    """The list that was committed: the setup's own, or one balanced so that a prefix of 200 or more nearly is too.
 
     Objects come in permutations of all objects, places in permutations of all choices. Every other digit is each time
     the value that this object has met least often, and of those the one that occurred least often at all; a yaw that

@@ -47,7 +47,8 @@ class Sensed:
     """What the rules look at after one control step; all `[E, 3]` float32.
 
     object_position, receptacle_position: origins of the bodies. contact_force: on the object by the receptacle.
-    velocity, spin: of the object, m/s and rad/s. left_force, right_force: on a finger by the object. left_opening, right_opening: unit vector in which it opens.
+    velocity, spin: of the object, m/s and rad/s. left_force, right_force: on a finger by the object. left_opening,
+    right_opening: unit vector in which it opens.
     """
 
     object_position: Tensor

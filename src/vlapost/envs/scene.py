@@ -1,10 +1,9 @@
 """The scene: a table, the robot, an object, a receptacle, sometimes a second one, and how an episode starts and goes
-on (paper appendix A). What differs between the setups is declared in `setups.py`.
+on (paper appendix A). What differs is declared in `setups.py` and `tasks.py`. World frame: z up, table at 0.8695 m.
 
 One `PutOnPlateScene` holds E parallel scenes on the GPU, or a single one on the CPU. Only the bodies an episode needs
 are built, so other bodies need another scene: on the CPU every reset builds a new one, which also makes an episode's
-course independent of those before it (contact caches make rolling objects come to rest elsewhere). World frame:
-z up, table top at 0.8695 m.
+course independent of those before it (contact caches make rolling objects come to rest elsewhere).
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ class PutOnPlateScene(BaseEnv):
         options = dict(options or {})
         if len(options.get("env_idx", range(self.num_envs))) != self.num_envs:
             raise UserError("Scenes of the benchmark are reset all together; leave env_idx out of the reset's options.")
-        self.setup = find_setup(self.env_id, options.get("obj_set", self.obj_set), self.protocol)
+        self.setup = find_setup(self.env_id, options.get("obj_set", self.obj_set), self.protocol, self.pack.name)
         if seed is not None:
             self.draws.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         ids = options.get("episode_id")

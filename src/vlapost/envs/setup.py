@@ -1,4 +1,4 @@
-"""What a task is, and what an environment draws its episodes from. `setups.py` and `tasks.py` declare which there are."""
+"""What a task is, and what its episodes are drawn from; `setups.py` and `tasks.py` declare which there are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Task:
 
     sentences: tuple[str, ...]
     packs: tuple[str, ...]
-    rule: Rule = Rule()
+    rule: Rule
     steps: int = 80
     friction: float = 1.0
     station: Station = TABLE

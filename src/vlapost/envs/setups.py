@@ -15,6 +15,7 @@ from vlapost.assets.pack import COUNTS, WORLD
 from vlapost.config import EnvConfig, UserError
 from vlapost.envs import tasks
 from vlapost.envs.places import FINE_SQUARE, PAIRS, RING, WITH_OBJECT, WITH_RECEPTACLE
+from vlapost.envs.rules import Rule
 from vlapost.envs.setup import QUARTERS, Blend, Setup, Task
 
 PROTOCOLS = ("v2", "paper")
@@ -46,7 +47,7 @@ TEMPLATES = (
 )
 
 
-PUT_ON = Task(TEMPLATES, packs=("procedural", "paper", "world"))
+PUT_ON = Task(TEMPLATES, ("procedural", "paper", "world"), Rule())
 
 
 def _split(name: str) -> tuple[range, range]:
@@ -195,11 +196,11 @@ def declare(protocol: str) -> dict[str, dict[str, Setup]]:
     return declared if paper else declared | tasks.declare()
 
 
-def find_setup(env_id: str, obj_set: str, protocol: str = "v2") -> Setup:
-    """The declared setup.
+def find_setup(env_id: str, obj_set: str, protocol: str = "v2", assets: str = "") -> Setup:
+    """The declared setup, drawn with the asset pack `assets` if that is given.
 
     Raises:
-        UserError: unknown protocol, environment id or object set.
+        UserError: unknown protocol, environment id or object set; a pack that lacks the bodies.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"env.protocol is '{protocol}'; it must be one of: {', '.join(PROTOCOLS)}.")
@@ -208,16 +209,12 @@ def find_setup(env_id: str, obj_set: str, protocol: str = "v2") -> Setup:
         raise UserError(f"env.id is '{env_id}'; it must be one of: {', '.join(setups)}.")
     if obj_set not in setups[env_id]:
         raise UserError(f"env.obj_set is '{obj_set}'; with {env_id} it must be one of: {', '.join(setups[env_id])}.")
-    return setups[env_id][obj_set]
+    setup = setups[env_id][obj_set]
+    if assets and assets not in setup.task.packs:
+        raise UserError(f"env.assets is '{assets}'; with {env_id} it must be {' or '.join(setup.task.packs)}.")
+    return setup
 
 
 def setup_of(cfg: EnvConfig) -> Setup:
-    """The setup of a configuration.
-
-    Raises:
-        UserError: as `find_setup`; an asset pack that lacks its bodies.
-    """
-    setup = find_setup(cfg.id, cfg.obj_set, cfg.protocol)
-    if cfg.assets not in setup.task.packs:
-        raise UserError(f"env.assets is '{cfg.assets}'; with {cfg.id} it must be {' or '.join(setup.task.packs)}.")
-    return setup
+    """The setup of a configuration; raises what `find_setup` raises."""
+    return find_setup(cfg.id, cfg.obj_set, cfg.protocol, cfg.assets)

@@ -1,4 +1,4 @@
-"""Where the robot and its camera, a Logitech C920, stand: beside the table of the benchmark, or at SimplerEnv's sink."""
+"""Where the robot and its camera, a Logitech C920, stand: at the benchmark's table, or at SimplerEnv's sink."""
 
 from __future__ import annotations
 

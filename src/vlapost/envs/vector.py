@@ -119,8 +119,9 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
     """The environment of a configuration, with `num_envs` scenes if given, else as many as it says.
 
     Raises:
-        UserError: unknown environment, object set, backend or shader; an asset pack that lacks the bodies; impossible frequency or number of scenes; no
-            Vulkan driver, or none for the GPU that is to simulate; missing assets.
+        UserError: unknown environment, object set, backend or shader; an asset pack that lacks the bodies, or files
+            missing from it; impossible frequency or number of scenes; no Vulkan driver, or none for the GPU that is to
+            simulate.
     """
     count = cfg.num_envs if num_envs is None else num_envs
     setup_of(cfg)

@@ -121,9 +121,7 @@ def _rows(found: Mapping[str, Any], titles: Mapping[str, str], names: Sequence[s
         if name in found["setups"]:
             s = found["setups"][name]
             drop = _with_range(s["relative_drop"]) if "relative_drop" in s else ""
-            pairs = [
-                " / ".join(f"{100 * (t[name][i] or 0):.1f}" for t in theirs.values() if name in t) for i in (0, 1)
-            ]
+            pairs = [" / ".join(f"{100 * (t[name][i] or 0):.1f}" for t in theirs.values() if name in t) for i in (0, 1)]
             rows.append(
                 [titles[name], *_cells(s), drop, *pairs, f"{100 * again[name][1]:.1f}" if name in again else ""]
             )

@@ -7,17 +7,16 @@ and its basket are one body; the basket's floor, on which the eggplant has to li
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import cv2
 import numpy as np
 
-from vlapost.assets.procedural import food, receptacles, things
+from vlapost.assets.procedural import food, receptacles
 from vlapost.assets.procedural.catalogue import Entry
 from vlapost.assets.procedural.looks import LOOKS as BENCHMARK
 from vlapost.assets.procedural.noise import canvas, clouds, mix
 from vlapost.assets.procedural.patterns import marble, mottle
-from vlapost.assets.procedural.shapes import Colour, Part, block, lathe, paint, plate, smooth
+from vlapost.assets.procedural.shapes import Colour, Part, block, lathe, paint, plate, smooth, tube
 from vlapost.assets.procedural.tables import SINK, Look
 
 YELLOW = (228, 186, 40)
@@ -40,8 +39,12 @@ def cube(colour: Colour) -> Callable[[], list[Part]]:
 
 
 def spoon() -> list[Part]:
-    """The kitchen spoon along x, its bowl towards -x."""
-    return [replace(part, surface=part.surface.turn(z=-90)) for part in things.kitchen_spoon()]
+    """Green spoon along x, its bowl towards -x; the handle arches and is thick enough for fingers 8 mm apart."""
+    green = (104, 178, 108)
+    bowl = lathe([(0, 0), (1.0, 0.05), (1.5, 0.4), (1.73, 1.1), (1.6, 1.1), (1.0, 0.5), (0, 0.4)]).scale(x=1.45)
+    t = np.linspace(0, 1, 16)
+    handle = tube(np.stack([-2.6 + 9.2 * t, 0 * t, 0.75 + 1.1 * np.sin(np.pi * t)], -1), 0.55 + 0.2 * t)
+    return [paint(bowl.move(x=-4.5), green, shine=0.4), paint(handle, green, piece=1, shine=0.4)]
 
 
 def eggplant() -> list[Part]:
