@@ -39,7 +39,7 @@ CENTRE = (-0.16, 0.0)  # of SimplerEnv's squares, and of the benchmark's
 INNER = tuple(point for point in SQUARE if not set(point) <= {0, 5})  # the benchmark's points but SimplerEnv's corners
 BETWEEN = tuple((x, y) for x in range(1, 10, 2) for y in range(1, 10, 2))  # in half steps of the benchmark's grid
 FLAT, BLOCKS = (0.90, 0.88), (0.90, 0.90)  # heights from which object and receptacle fall
-IN_SINK = (0.933, 0.886, 0.8696)
+IN_SINK = (0.902, 0.886, 0.8696)
 EGGPLANT_AT, BASKET_AT, SINK_AT = (-0.105, 0.206), (-0.125, 0.025), (-0.16, 0.13)
 AROUND = tuple(0.004 * i for i in range(-7, 8))
 ANY = tuple(i * math.pi / 8 for i in range(16))

@@ -16,7 +16,7 @@ from vlapost.assets.procedural.catalogue import Entry
 from vlapost.assets.procedural.looks import LOOKS as BENCHMARK
 from vlapost.assets.procedural.noise import canvas, clouds, mix
 from vlapost.assets.procedural.patterns import marble, mottle
-from vlapost.assets.procedural.shapes import Colour, Part, block, lathe, paint, plate, smooth, tube
+from vlapost.assets.procedural.shapes import Colour, Part, block, lathe, lying, paint, plate, straight, tube
 from vlapost.assets.procedural.tables import SINK, Look
 
 YELLOW = (228, 186, 40)
@@ -48,12 +48,15 @@ def spoon() -> list[Part]:
 
 
 def eggplant() -> list[Part]:
-    """Dark purple along x, thickest towards +x, with a green cap at -x."""
-    profile = [(0.3, -3.6), (0.9, -3.2), (1.2, -1.6), (1.6, 0.2), (1.87, 1.9), (1.6, 3.2), (0.6, 3.85), (0.1, 3.9)]
+    """Dark purple along x, thickest towards +x, with a green cap at -x; it lies flat along its whole length."""
+    t = np.linspace(-1, 1, 24)
+    radius = (1.42 + 0.5 * t) * np.sqrt(1 - 0.97 * np.abs(t) ** 5)
     skin = mix((62, 22, 74), (92, 44, 104), clouds((128, 128), (40, 40), 51))
-    cap = lathe([(0.25, -4.3), (0.3, -3.7), (1.15, -3.4), (1.3, -2.6), (1.2, -2.5), (0, -3.3)], 24)
-    body = lathe(smooth(profile), 40)
-    return [paint(body.turn(y=90), skin, shine=0.5), paint(cap.turn(y=90), (70, 122, 48))]
+    cap = np.array([0.3, 0.8, 1.05, 1.2, 1.27, 1.32])
+    return [
+        paint(tube(lying(straight(7.4), radius), radius), skin, shine=0.5),
+        paint(tube(lying(straight(2.2, 6), cap), cap).move(x=-3.1), (70, 122, 48)),
+    ]
 
 
 def towel() -> list[Part]:
