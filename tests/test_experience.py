@@ -242,7 +242,7 @@ def test_schedule_alternates_and_counts_only_its_own_iterations():
     from vlapost.experience.datamodule import DemoFeed, ExperienceModule
 
     cfg = load("ppo", ["experience.schedule=[rollout,demos,demos]"])
-    data = ExperienceModule(cfg, None, lambda r: r, None, None, torch.arange(3))  # type: ignore[arg-type]
+    data = ExperienceModule(cfg, None, lambda r: r, SimpleNamespace(steps=80), None, torch.arange(3))  # type: ignore[arg-type]
     data.demos = DemoFeed(10, lambda index, generator: DemoBatch(None, index))  # type: ignore[arg-type]
     kinds = []
     for epoch in range(6):

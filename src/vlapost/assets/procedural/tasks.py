@@ -21,9 +21,10 @@ from vlapost.assets.procedural.tables import SINK, Look
 
 YELLOW = (228, 186, 40)
 STEEL = (172, 176, 182)
-# cm, in the sink's frame: the basket's middle and half its inner length and width; heights of floor and rims
+# cm, in the sink's frame: the basket's middle and half its inner length and width; heights of floors and rims (the
+# sink's is lower towards the robot, or the camera would not see the eggplant)
 BASKET, INSIDE = (3.5, -10.5), (7.2, 6.0)
-FLOOR, BASKET_FLOOR, BASKET_RIM, RIM = 1.0, 1.5, 4.5, 11.5
+FLOOR, BASKET_FLOOR, BASKET_RIM, FRONT_RIM, RIM = 1.0, 1.5, 4.5, 6.0, 11.5
 
 
 def cube(colour: Colour) -> Callable[[], list[Part]]:
@@ -78,7 +79,8 @@ def sink() -> list[Part]:
     """A steel sink with a yellow basket standing in it; each wall is a convex piece."""
     steel = mix((150, 154, 160), STEEL, clouds((128, 256), (3, 200), 53))
     walls = [paint(block(26.9, 39.3, 0, FLOOR), steel, shine=0.4)]
-    for x, y, width, depth in ((12.95, 0, 1, 39.3), (-12.95, 0, 1, 39.3), (0, 19.15, 26.9, 1), (0, -19.15, 26.9, 1)):
+    walls.append(paint(block(1, 39.3, FLOOR, FRONT_RIM).move(12.95), steel, 1, shine=0.4))
+    for x, y, width, depth in ((-12.95, 0, 1, 39.3), (0, 19.15, 26.9, 1), (0, -19.15, 26.9, 1)):
         walls.append(paint(block(width, depth, FLOOR, RIM).move(x, y), steel, len(walls), shine=0.4))
     (x, y), (half, wide) = BASKET, INSIDE
     walls.append(paint(block(2 * half, 2 * wide, FLOOR, BASKET_FLOOR).move(x, y), YELLOW, len(walls)))
