@@ -2,6 +2,7 @@
 
     make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter"
     make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter evaluation.temperature=0 env.obj_set=test"
+    make evaluate ARGS="tasks env.id=WidowXStackCube-v1 evaluation.actor=planner"     # SimplerEnv's tasks and StackCube
 
 Episodes, a report and videos go to lightning_logs/<run>/evaluation/<what was evaluated>/, where <run> is the one the
 adapter comes from. The same command continues where it was stopped; more `evaluation.episodes` add to those finished.
