@@ -58,10 +58,10 @@ def make_policy(
     network = make_network(size, device, dtype, quantized)
     lora.add_adapters(network, RANK, ALPHA, folded=dtype == torch.float32 and quantized == "none")
     recompute(network, recomputed)
-    return plain_policy(network, critic=True)
+    return plain_policy(network, critic="h0")
 
 
-def plain_policy(network: OpenVLA, critic: bool) -> OpenVLAPolicy:
+def plain_policy(network: OpenVLA, critic: str) -> OpenVLAPolicy:
     """A network as it is, with the small model's tokenizer."""
     statistics = read_json(SOURCE / "dataset_statistics.json")
     return OpenVLAPolicy(network, SOURCE, statistics, next(iter(statistics)), critic=critic)

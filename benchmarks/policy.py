@@ -132,7 +132,7 @@ def free(device: str) -> None:
 def against_generate(sizes: Iterable[Size], batches: Iterable[int]) -> Iterable[Row]:
     """Greedy actions, from pictures and from patch features, against transformers' generate on the same weights."""
     for size in sizes:
-        policy = plain_policy(make_network(size, "cpu", torch.float32), critic=False)
+        policy = plain_policy(make_network(size, "cpu", torch.float32), critic="none")
         for batch in batches:
             seen = observation(batch, "cpu")
             same = torch.equal(policy.act(seen, None).action_tokens, baseline.generate(policy, seen))
@@ -148,7 +148,7 @@ def against_generate(sizes: Iterable[Size], batches: Iterable[int]) -> Iterable[
 def against_all_logits(sizes: Iterable[Size], batch: int) -> Iterable[Row]:
     """Log-probabilities of given tokens without gradients, patch features given, against logits of every position."""
     for size in sizes:
-        policy = plain_policy(make_network(size, "cpu", torch.float32), critic=False)
+        policy = plain_policy(make_network(size, "cpu", torch.float32), critic="none")
         seen = with_patches(policy, observation(batch, "cpu"))
         tokens = torch.arange(batch * 7).view(batch, 7) % 256
         with torch.no_grad():

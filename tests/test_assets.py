@@ -301,7 +301,7 @@ def test_processes_that_start_together_generate_once(monkeypatch: pytest.MonkeyP
 
 
 def test_wrong_packs_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'papier'; it must be procedural, paper or world"):
+    with pytest.raises(UserError, match="'papier'; it must be procedural, paper, world or tasks"):
         open_pack("papier")
     monkeypatch.delenv("VLAPOST_ASSETS", raising=False)
     with pytest.raises(UserError, match="VLAPOST_ASSETS is not set"):

@@ -63,7 +63,7 @@ def shard(tensors: dict[str, torch.Tensor], folder: Path, count: int) -> None:
 
 def settings(checkpoint: Path, adapter: Path | str = "", **changes: str) -> PolicyConfig:
     base = config.load("base").policy
-    named = replace(base, checkpoint=str(checkpoint), adapter=str(adapter), unnorm_key="bridge_orig", critic=True)
+    named = replace(base, checkpoint=str(checkpoint), adapter=str(adapter), unnorm_key="bridge_orig", critic="h0")
     return replace(named, lora_rank=8, lora_alpha=4, **changes)
 
 

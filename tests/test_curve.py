@@ -15,6 +15,9 @@ from vlapost.evaluation.summary import METRICS, rate, write_json
 def test_steps_of_an_iteration_are_those_of_all_processes() -> None:
     cfg = config.load("ppo", ["env.num_envs=3", "experience.rounds=2", "trainer.devices=4"])
     assert curve.steps_per_iteration(cfg) == 80 * 3 * 2 * 4
+    task = ["env.id=WidowXEggplantInBasket-v1", "env.obj_set=train", "env.assets=tasks"]
+    cfg = config.load("ppo", ["env.num_envs=3", "experience.rounds=2", "trainer.devices=4", *task])
+    assert curve.steps_per_iteration(cfg) == 120 * 3 * 2 * 4
 
 
 def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

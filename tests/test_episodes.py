@@ -5,7 +5,7 @@ import torch
 
 from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
-from vlapost.envs.episodes import decode, digits_of, draw, encode, held_out, instruction, make_held_out, reserved
+from vlapost.envs.episodes import decode, digits_of, draw, encode, held_out, make_held_out, reserved
 from vlapost.envs.places import RING, SQUARE, Places
 from vlapost.envs.setups import ARM_OFFSETS, TEMPLATES, declare, find_setup
 
@@ -225,6 +225,6 @@ def test_unknown_names_are_user_errors():
 
 
 def test_instruction():
-    assert instruction(0, "carrot", "plate") == "put carrot on plate"
-    assert instruction(13, "carrot", "plate") == "Move carrot so it’s on plate."
+    assert TEMPLATES[0].format(object="carrot", receptacle="plate") == "put carrot on plate"
+    assert TEMPLATES[13].format(object="carrot", receptacle="plate") == "Move carrot so it’s on plate."
     assert len(TEMPLATES) == len(set(TEMPLATES)) == 17

@@ -238,14 +238,14 @@ def test_discounted_reward_to_go():
 @pytest.mark.parametrize("override", ["optim.batch_size=7", "optim.accumulate=3"])
 def test_batches_that_do_not_fit_are_refused(override):
     with pytest.raises(UserError, match="must divide it"):
-        check_batches(load("ppo", [override]))
+        check_batches(load("ppo", [override]), steps=80)
 
 
 def test_schedule_alternates_and_counts_only_its_own_iterations():
     from vlapost.experience.datamodule import DemoFeed, ExperienceModule
 
     cfg = load("ppo", ["experience.schedule=[rollout,demos,demos]"])
-    data = ExperienceModule(cfg, None, lambda r: r, None, None, torch.arange(3))  # type: ignore[arg-type]
+    data = ExperienceModule(cfg, None, lambda r: r, SimpleNamespace(steps=80), None, torch.arange(3))  # type: ignore[arg-type]
     data.demos = DemoFeed(10, lambda index, generator: DemoBatch(None, index))  # type: ignore[arg-type]
     kinds = []
     for epoch in range(6):

@@ -8,7 +8,7 @@ import pytest
 
 from vlapost import config, generalization, recipe
 from vlapost.config import UserError
-from vlapost.envs.setups import EVALUATED
+from vlapost.envs.setups import EVALUATED, TASKS
 from vlapost.evaluation import log
 from vlapost.evaluation.episodes import EpisodeResult
 from vlapost.evaluation.report import compare, published, scores, write_report
@@ -99,6 +99,17 @@ def test_report_files(tmp_path: Path) -> None:
     table = (tmp_path / "tables.md").read_text()
     assert "| Noise-w | " in table and "90.1 / 85.4 / 70.8 | 94.8 / 91.1 / 85.4" in table
     assert "| mean vision | " in table and "82.0" in table and "Obj. Rep." not in table  # no group of it was asked for
+
+
+def test_a_report_on_the_tasks_has_no_column_for_what_nobody_published(tmp_path: Path) -> None:
+    assert generalization.chosen(config.load("tasks", ["evaluation.actor=planner"])) == list(TASKS)
+    titles = {name: task.title for name, task in TASKS.items()}
+    results = {name: [episodes(1, 0)] for name in TASKS}
+    about = {"title": "Test", "episodes": 2, "protocol": "v2", "actor": "planner"}
+    write_report(tmp_path, results, titles, {"tasks": list(TASKS)}, about)
+    table = (tmp_path / "tables.md").read_text()
+    assert "| setup | grasp | continuous | success at end | ever |\n" in table
+    assert "| StackCube | 50.0 | 0.0 | 50.0 [9, 91] | 100.0 |" in table  # Wilson of 1 in 2
 
 
 @pytest.mark.sim

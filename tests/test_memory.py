@@ -25,7 +25,7 @@ INSTRUCTION = "put carrot on plate"
 
 def make(dtype: torch.dtype, recompute: str = "none", train_vision: bool = True) -> OpenVLAPolicy:
     base = load("base").policy
-    changes = {"critic": True, "recompute": recompute, "train_vision": train_vision}
+    changes = {"critic": "h0", "recompute": recompute, "train_vision": train_vision}
     return load_policy(replace(base, checkpoint=str(ROOT / base.checkpoint), **changes), "cpu", dtype)
 
 
@@ -69,7 +69,7 @@ def estimate(policy: OpenVLAPolicy, dtype: torch.dtype, recompute: str, train_vi
     with torch.device("meta"):
         network = OpenVLA({"image_sizes": [IMAGE, IMAGE], "text_config": TEXT}, FEATURIZER, FUSED_FEATURIZER)
     return needs(
-        network, dtype=dtype, rank=32, train_vision=train_vision, critic=True, quantized="none", recomputed=recompute,
+        network, dtype=dtype, rank=32, train_vision=train_vision, critic="h0", quantized="none", recomputed=recompute,
         moment_bits=32, batch=BATCH, scenes=BATCH, fused=fused, prompt=len(policy.prompts.ids(INSTRUCTION)) - 1,
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_the_published_model() -> None:
     network.to(torch.bfloat16)
     assert base_bytes(network, "none") == 2 * 7_541_237_184
     assert base_bytes(network, "nf4") < 0.32 * 2 * 7_541_237_184
-    words = ["policy.checkpoint=openvla/openvla-7b", "trainer.precision=bf16-true", "policy.critic=false"]
+    words = ["policy.checkpoint=openvla/openvla-7b", "trainer.precision=bf16-true", "policy.critic=none"]
     found = memory.of(config.load("sft", [*words, "optim.batch_size=1", "env.num_envs=1", "optim.moment_bits=8"]))
     assert found.weights == 2 * 7_541_237_184
     assert found.cache == (1 + 256 + PROMPT + 6) * 524_288

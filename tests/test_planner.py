@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from vlapost.assets.pack import open_pack
 from vlapost.config import load
-from vlapost.envs.scene import INITIAL_QPOS
+from vlapost.envs.stations import TABLE
 from vlapost.envs.vector import SceneVector, make_env
 from vlapost.experience.action_filter import filter_actions
 from vlapost.planner import demonstrate as demonstrate_module
@@ -91,7 +91,7 @@ def test_actions_lead_the_virtual_target_along_the_path() -> None:
 
 def test_a_planned_motion_ends_at_its_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     planner = ArmPlanner(open_pack("procedural"))
-    start = np.array(INITIAL_QPOS)
+    start = np.array(TABLE.qpos)
     position, rotation = planner.pose(start)
     np.testing.assert_allclose(position, [0.2921, -0.0061, 0.1353], atol=1e-4)
     goal = position + np.array([0.05, 0.03, -0.06])

@@ -64,7 +64,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def make(checkpoint: Path, adapter: str, expected: dict[str, torch.Tensor]) -> OpenVLAPolicy:
     named = replace(config.load("base").policy, checkpoint=str(checkpoint), adapter=adapter, unnorm_key="bridge_orig")
-    policy = load_policy(replace(named, critic=True), "cpu", torch.float32)
+    policy = load_policy(replace(named, critic="h0"), "cpu", torch.float32)
     head = load_file(FIXTURE / "value_head.safetensors")
     policy.value_head.load_state_dict({name.removeprefix("value_head."): t for name, t in head.items()})
     for i, name in enumerate(NAMES):  # the true Llama-2 ids of the four prompts
@@ -141,8 +141,8 @@ def test_every_piece_of_the_studys_evaluation(
     assert torch.equal(mask, expected[f"rl.eval_{kind}.attention_mask"][:, 1:-8].bool())
     features, judged = policy.features(observation, 31999 - tokens), policy.evaluate(observation, 31999 - tokens)
     close(features.logits, expected[f"rl.eval_{kind}.logits_256"].flip(-1), LOGITS)
-    close(features.h0, expected[f"rl.eval_{kind}.last_hidden_first_action"], FEATURES)
-    close(features.h0, expected["rl.get_hidden"][:, 0], FEATURES)  # of the last three layers, the last first
+    close(features.hidden[:, 0], expected[f"rl.eval_{kind}.last_hidden_first_action"], FEATURES)
+    close(features.hidden[:, 0], expected["rl.get_hidden"][:, 0], FEATURES)  # of the last three layers, the last first
     close(judged.logprob, expected[f"rl.eval_{kind}.logprob_per_token"], LOGITS)
     close(judged.logprob.sum(1), expected[f"rl.eval_{kind}.logprob_sum"][:, 0], LOGITS)
     close(judged.entropy.mean(1), expected[f"rl.eval_{kind}.entropy_mean"][:, 0], LOGITS)
@@ -254,7 +254,7 @@ def test_adapter_as_two_products(
     network = load_openvla(folders[0], "cpu", torch.float32)
     lora.add_adapters(network, rank=32, alpha=16, folded=False)
     lora.load_adapters(network, folders[1])
-    policy = OpenVLAPolicy(network, folders[0], adapted.statistics, "bridge_orig", critic=False)
+    policy = OpenVLAPolicy(network, folders[0], adapted.statistics, "bridge_orig", critic="none")
     policy.prompts.cache = adapted.prompts.cache
     logits = policy.action_logits(observation, 31999 - expected["forced.tokens"])
     close(logits, action_range("lora.forced.logits_action_range", expected), LOGITS)

@@ -27,7 +27,7 @@ def make(dtype: torch.dtype = torch.float32, **changes: str | int | bool) -> Ope
     """openvla-tiny with adapters that matter."""
     torch.manual_seed(1)
     base = load("base").policy
-    policy = load_policy(replace(base, checkpoint=str(ROOT / base.checkpoint), critic=True, **changes), "cpu", dtype)
+    policy = load_policy(replace(base, checkpoint=str(ROOT / base.checkpoint), critic="h0", **changes), "cpu", dtype)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name or "head_l3" in name:
@@ -88,7 +88,7 @@ def test_a_quantised_base_acts_and_learns(observation: Observation, kind: str, e
     assert (one - other).norm() < close * one.norm()
     assert cosine(gradients(full, observation), gradients(small, observation)) > 1 - close
     output = small.act(observation, None)
-    logprob = small.evaluate(observation, output.action_tokens).logprob.sum(1).detach()
+    logprob = small.evaluate(observation, output.action_tokens).logprob.detach()
     torch.testing.assert_close(output.logprob, logprob, atol=0.3, rtol=0)
 
 

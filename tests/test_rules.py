@@ -11,13 +11,17 @@ OBJECT_HALF = torch.tensor([[0.030, 0.015, 0.020]])
 UP, DOWN = [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]
 
 
-def sensed(offset=(0.0, 0.0, 0.02), contact=1.0, left=(0.0, 0.0, 0.0), right=(0.0, 0.0, 0.0)) -> rules.Sensed:
+def sensed(
+    offset=(0.0, 0.0, 0.02), contact=1.0, left=(0.0, 0.0, 0.0), right=(0.0, 0.0, 0.0), speed=0.0, spin=0.0
+) -> rules.Sensed:
     """An object at `offset` from its receptacle; the left finger opens to +y, the right one to -y."""
     place = torch.tensor([[0.1, -0.2, 0.87]])
     return rules.Sensed(
         object_position=place + torch.tensor([offset]),
         receptacle_position=place,
         contact_force=torch.tensor([[0.0, 0.0, contact]]),
+        velocity=torch.tensor([[0.0, 0.0, speed]]),
+        spin=torch.tensor([[spin, 0.0, 0.0]]),
         left_force=torch.tensor([left]),
         right_force=torch.tensor([right]),
         left_opening=torch.tensor([UP]),
@@ -54,7 +58,65 @@ def test_only_scenes_that_still_moved_settle_for_longer():
 )
 def test_on_target(offset, contact, expected):
     state = sensed(offset=offset, contact=contact)
-    assert rules.is_on_target(state, OBJECT_HALF, PLATE_HALF).item() is expected
+    rule = rules.Rule()
+    near = rules.reach(rule, PLATE_HALF, 2 * PLATE_HALF)
+    assert rules.is_on_target(rule, state, near, OBJECT_HALF, PLATE_HALF).item() is expected
+
+
+ON = rules.Rule(diagonal=True, beyond=0.003, high=0.02, contact=0.05)
+STACKED = rules.Rule(diagonal=True, beyond=0.005, low=-0.005, high=0.005, contact=None, let_go=True)
+CUBE_HALF = torch.full((1, 3), 0.02)
+
+
+def placed(rule: rules.Rule, object_half: torch.Tensor, receptacle_half: torch.Tensor, **state) -> bool:
+    near = rules.reach(rule, receptacle_half, 2 * receptacle_half)
+    return rules.is_on_target(rule, sensed(**state), near, object_half, receptacle_half).item()
+
+
+@pytest.mark.parametrize(
+    ("offset", "contact", "expected"),
+    [
+        ((0.0571, 0.0571, 0.020), 1.0, True),  # 0.0808: half the diagonal, 0.0778, and 0.003
+        ((0.0572, 0.0572, 0.020), 1.0, False),
+        ((0.0, 0.0, 0.0429), 1.0, True),  # 0.003 + 0.020 + 0.02 = 0.043
+        ((0.0, 0.0, 0.0431), 1.0, False),
+        ((0.0, 0.0, 0.020), 0.051, True),
+        ((0.0, 0.0, 0.020), 0.049, False),
+    ],
+)
+def test_on_target_as_simplerenv_has_it(offset, contact, expected):
+    assert placed(ON, OBJECT_HALF, PLATE_HALF, offset=offset, contact=contact) is expected
+
+
+def test_without_a_contact_threshold_nothing_need_touch():
+    rule = rules.Rule(diagonal=True, beyond=0.003, high=0.02, contact=None)
+    assert placed(rule, OBJECT_HALF, PLATE_HALF, contact=0.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({}, True),
+        ({"offset": (0.0, 0.0332, 0.04)}, True),  # 0.02 sqrt(2) + 0.005 = 0.03328
+        ({"offset": (0.0, 0.0333, 0.04)}, False),
+        ({"offset": (0.0, 0.0, 0.0351)}, True),
+        ({"offset": (0.0, 0.0, 0.0349)}, False),  # sunk in by more than 5 mm
+        ({"offset": (0.0, 0.0, 0.0451)}, False),
+        ({"speed": 0.011}, False),
+        ({"spin": 0.51}, False),
+        ({"left": (0.0, 0.6, 0.0)}, True),  # one finger touches
+        ({"left": (0.0, 0.6, 0.0), "right": (0.0, -0.6, 0.0)}, False),  # still held
+    ],
+)
+def test_stacked_means_still_and_let_go(state, expected):
+    state = {"offset": (0.0, 0.0, 0.04), "contact": 0.0} | state
+    assert placed(STACKED, CUBE_HALF, CUBE_HALF, **state) is expected
+
+
+def test_the_reach_over_a_turned_cube_is_that_of_its_own_diagonal():
+    upright = torch.tensor([[0.0282843, 0.0282843, 0.02]])  # the box around it, turned by 45 degrees
+    assert rules.reach(STACKED, upright, 2 * CUBE_HALF).item() == pytest.approx(0.0332843)
+    assert rules.reach(rules.Rule(), upright, 2 * CUBE_HALF).item() == pytest.approx(0.0382843)
 
 
 def at_angle(degrees: float, sign: float) -> tuple[float, float, float]:

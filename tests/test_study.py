@@ -40,7 +40,7 @@ def test_every_cell_is_a_valid_run_of_its_own(figure: str, monkeypatch: pytest.M
     settings = []
     for cell in grid.cells.values():
         cfg = config.load(cell.conf, [*grid.words, *cell.words])
-        check_batches(cfg)
+        check_batches(cfg, 80)
         settings.append(config.to_yaml(cfg) + str(cell.warm_up))
     assert len(set(settings)) == len(grid.cells)
 

@@ -183,7 +183,7 @@ def test_sizes_that_do_not_fit_are_named():
         (["optim.accumulate=1"], "multiple of 160"),
     ):
         with pytest.raises(UserError, match=part):
-            check_batches(load("tpo", words))
-    check_batches(load("tpo"))
-    check_batches(load("grpo"))
-    check_batches(load("grpo", ["algorithm.advantage=valid", "experience.same_start=64"]))
+            check_batches(load("tpo", words), 80)
+    check_batches(load("tpo"), 80)
+    check_batches(load("grpo"), 80)
+    check_batches(load("grpo", ["algorithm.advantage=valid", "experience.same_start=64"]), 80)

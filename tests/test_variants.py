@@ -7,8 +7,8 @@ from test_envs import BOTTLE, CARROT, CLOSED, OPEN, act, ids, move
 from vlapost.config import load
 from vlapost.envs.episodes import encode, held_out
 from vlapost.envs.overlay import BACKGROUND, OTHER, composite
-from vlapost.envs.robot import INITIAL_QPOS
 from vlapost.envs.setups import EVALUATED, find_setup
+from vlapost.envs.stations import TABLE
 from vlapost.envs.vector import SceneVector, make_env
 
 pytestmark = pytest.mark.sim
@@ -92,7 +92,7 @@ def test_initial_pose_of_the_arm():
     env = variant("EEPose-v1")
     setup = find_setup("PutOnPlateInScene25EEPose-v1", "test")
     env.reset(encode(setup, {"arm_offset": torch.tensor([0])}))
-    offset = env.ground_truth().qpos[0, :6] - torch.tensor(INITIAL_QPOS[:6])
+    offset = env.ground_truth().qpos[0, :6] - torch.tensor(TABLE.qpos[:6])
     torch.testing.assert_close(offset, torch.tensor([-0.15, -0.15, -0.08, -0.15, -0.15, -0.6]), atol=1e-5, rtol=0)
     before = env.ground_truth().gripper_pose.clone()
     act(env, (0, 0, 0))  # the controller's target is where the gripper is

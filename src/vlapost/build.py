@@ -18,7 +18,7 @@ from vlapost.algorithms.tpo import TPO
 from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import Actor, DemoBatch, Observation, VectorEnv
 from vlapost.envs import episodes
-from vlapost.envs.setups import find_setup
+from vlapost.envs.setups import setup_of
 from vlapost.envs.vector import make_env
 from vlapost.evaluation.actors import FunctionActor, PolicyActor, RandomActor
 from vlapost.evaluation.episodes import run_episodes
@@ -94,7 +94,7 @@ def build_cut(config: Config, module: PolicyModule) -> Cut | None:
 def total_steps(config: Config) -> int:
     """Optimiser steps of the whole run."""
     e, batch = config.experience, config.optim.batch_size
-    batches = {"demos": e.demo_steps, "rollout": e.passes * samples(config) // batch}
+    batches = {"demos": e.demo_steps, "rollout": e.passes * samples(config, setup_of(config.env).task.steps) // batch}
     sources = [e.schedule[i % len(e.schedule)] for i in range(config.trainer.iterations)]
     return sum(batches[source] // config.optim.accumulate for source in sources)
 
@@ -141,7 +141,8 @@ class PlaceOnPlate:
     def __init__(self, config: Config, policy: OpenVLAPolicy):
         self.config, self.policy = config, policy
         named = config.env.id, config.env.obj_set, config.env.protocol
-        self.setup = find_setup(*named)
+        self.setup = setup_of(config.env)
+        self.steps = self.setup.task.steps
         self.held_out = episodes.held_out(*named)
         self.reserved = episodes.reserved(*named)
 

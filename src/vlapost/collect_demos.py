@@ -98,12 +98,11 @@ def episode_of(cfg: Config, candidate: int) -> int:
     import torch
 
     from vlapost.envs.episodes import draw, reserved
-    from vlapost.envs.setups import find_setup
+    from vlapost.envs.setups import setup_of
 
     seed = int(np.random.SeedSequence([cfg.demos.seed, candidate]).generate_state(1)[0])
-    named = cfg.env.id, cfg.env.obj_set, cfg.env.protocol
-    setup, excluded = find_setup(*named), reserved(*named)
-    return int(draw(setup, 1, torch.Generator().manual_seed(seed), excluded))
+    excluded = reserved(cfg.env.id, cfg.env.obj_set, cfg.env.protocol)
+    return int(draw(setup_of(cfg.env), 1, torch.Generator().manual_seed(seed), excluded))
 
 
 def disturbance_of(cfg: Config, candidate: int) -> list[int] | None:

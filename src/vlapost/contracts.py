@@ -2,7 +2,7 @@
 
 Shape legend (used as a suffix where a shape is not obvious, `reward_TE`):
 
-    T  control steps of an episode (80)        E  episodes simulated side by side
+    T  control steps of an episode             E  episodes simulated side by side
     B  samples of a minibatch                  A  action dimensions = action tokens (7)
     V  action vocabulary (256 bins)            H, W  image height and width in pixels
     P  image patches                           Dv  width of a patch's features
@@ -79,7 +79,7 @@ class Step:
     observation: what the policy sees next.
     reward: `[E]` float32, difference of the stage potential.
     metrics: the measures after this step.
-    truncated: the 80-step limit was reached, for all episodes at once.
+    truncated: the limit of steps was reached, for all episodes at once.
     """
 
     observation: Observation

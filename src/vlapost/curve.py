@@ -77,9 +77,10 @@ def run(argv: list[str]) -> None:
 
 def steps_per_iteration(cfg: Config) -> int:
     """Environment steps of one iteration of rollouts, all processes together."""
+    from vlapost.envs.setups import setup_of
     from vlapost.experience.datamodule import samples
 
-    return samples(cfg) * processes(cfg)[1]
+    return samples(cfg, setup_of(cfg.env).task.steps) * processes(cfg)[1]
 
 
 def sets_of(base: Config) -> dict[str, str]:

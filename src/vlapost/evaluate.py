@@ -2,6 +2,7 @@
 
     make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter"
     make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter evaluation.temperature=0 env.obj_set=test"
+    make evaluate ARGS="tasks env.id=WidowXStackCube-v1 evaluation.actor=planner"     # SimplerEnv's tasks and StackCube
 
 Episodes, a report and videos go to lightning_logs/<run>/evaluation/<what was evaluated>/, where <run> is the one the
 adapter comes from. The same command continues where it was stopped; more `evaluation.episodes` add to those finished.
@@ -184,10 +185,10 @@ def labels_of(c: Config, ids: list[int], name: str) -> dict[int, dict[str, str |
 
     from vlapost.assets.pack import open_pack
     from vlapost.envs.episodes import decode
-    from vlapost.envs.setups import find_setup
+    from vlapost.envs.setups import setup_of
 
-    pack = open_pack(c.env.assets)
-    spec = decode(find_setup(c.env.id, c.env.obj_set, c.env.protocol), torch.tensor(ids))
+    setup, pack = setup_of(c.env), open_pack(c.env.assets)
+    spec = decode(setup, torch.tensor(ids))
     drawn: dict[str, tuple[Sequence[Model | Table], Tensor]] = {
         "object": (pack.objects, spec.object),
         "receptacle": (pack.receptacles, spec.receptacle),

@@ -44,11 +44,11 @@ def setups_sheet(c: Config) -> Picture:
     import torch
 
     from vlapost.envs.episodes import held_out
-    from vlapost.envs.setups import EVALUATED
+    from vlapost.envs.setups import evaluated
     from vlapost.envs.vector import make_env
 
     rows = []
-    for setup in EVALUATED.values():
+    for setup in evaluated(c.env.assets).values():
         settings = replace(c.env, id=setup.env_id, obj_set=setup.obj_set, image_size=[480, 640], shader="default")
         env = make_env(settings, 1)
         tiles = []

@@ -1,7 +1,8 @@
-"""A policy on all setups of the benchmark: `python -m vlapost.generalization [key=value ...]`.
+"""A policy on all setups of the benchmark, or on the five tasks: `python -m vlapost.generalization [key=value ...]`.
 
     make generalization CKPT=lightning_logs/ppo/ppo/adapter
     make generalization ARGS="evaluation.actor=planner"             # what a planner that knows the true state reaches
+    make generalization ARGS="tasks evaluation.actor=planner"       # SimplerEnv's tasks and StackCube instead
     make generalization CKPT=... AGAINST=lightning_logs/sft/generalization/...   # tests the difference, same episodes
 
 Episodes and report go to lightning_logs/<run>/generalization/<who, how, on what>/: <setup>-seed<n>/episodes.jsonl (a
@@ -56,26 +57,26 @@ def chosen(c: Config) -> list[str]:
     Raises:
         UserError: an unknown one; several seeds for an actor that draws nothing.
     """
-    from vlapost.envs.setups import EVALUATED
+    from vlapost.envs.setups import evaluated
 
-    e = c.evaluation
+    e, known = c.evaluation, evaluated(c.env.assets)
     if c.generalization.seeds > 1 and c.env.protocol == "v2" and (e.actor == "planner" or e.temperature == 0):
         who = "the planner draws nothing" if e.actor == "planner" else "temperature 0 draws nothing"
         raise UserError(f"generalization.seeds is {c.generalization.seeds}, but {who}; set it to 1.")
     names = c.generalization.setups
-    unknown = [name for name in names if name not in (*EVALUATED, "all")]
+    unknown = [name for name in names if name not in (*known, "all")]
     if unknown or not names:
         what = f"names '{unknown[0]}'" if unknown else "is empty"
-        raise UserError(f"generalization.setups {what}; it may hold all, or some of: {', '.join(EVALUATED)}.")
-    return [name for name in EVALUATED if name in names or "all" in names]
+        raise UserError(f"generalization.setups {what}; it may hold all, or some of: {', '.join(known)}.")
+    return [name for name in known if name in names or "all" in names]
 
 
 def job(c: Config, out: Path, name: str, seed: int) -> Job:
     """One setup with one seed: the same episodes for each seed, but in protocol paper the next 64."""
     from vlapost.envs.episodes import PAPER_COUNT
-    from vlapost.envs.setups import EVALUATED
+    from vlapost.envs.setups import evaluated
 
-    setup = EVALUATED[name]
+    setup = evaluated(c.env.assets)[name]
     c = replace(c, seed=c.seed + seed, env=replace(c.env, id=setup.env_id, obj_set=setup.obj_set))
     place = out / f"{name}-seed{seed}"
     if c.env.protocol == "paper":
@@ -92,11 +93,15 @@ def folder(c: Config) -> Path:
 
 def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
     """Write the report; returns the table to print."""
-    from vlapost.envs.setups import EVALUATED, GROUPS
+    from vlapost.envs.setups import evaluated
     from vlapost.evaluation.report import write_report
 
-    titles = {name: setup.title for name, setup in EVALUATED.items()}
-    groups = {group: [name for name, setup in EVALUATED.items() if setup.group == group] for group in GROUPS}
+    known = evaluated(c.env.assets)
+    titles = {name: setup.title for name, setup in known.items()}
+    groups: dict[str, list[str]] = {}
+    for name, setup in known.items():
+        if setup.group != "training":
+            groups.setdefault(setup.group, []).append(name)
     scores = out / "scores.json"
     before = json.loads(scores.read_text())["seconds"] if scores.is_file() else 0
     about: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Contact sheet of an asset pack, for a person to look at.
 
-    python -m vlapost.assets.gallery OUT.png [procedural|paper|world]
+    python -m vlapost.assets.gallery OUT.png [procedural|paper|world|tasks]
 
 Objects and receptacles stand on grey ground as SAPIEN renders them; table pictures and textures follow.
 """
@@ -79,7 +79,7 @@ def _load(path: Path) -> Picture:
 def main(words: list[str]) -> None:
     """Entry point."""
     if len(words) not in (1, 2):
-        raise UserError("Usage: python -m vlapost.assets.gallery OUT.png [procedural|paper|world].")
+        raise UserError("Usage: python -m vlapost.assets.gallery OUT.png [procedural|paper|world|tasks].")
     pack = open_pack(words[1] if len(words) == 2 else "procedural")
     sheet = contact_sheet(pack)
     if not cv2.imwrite(words[0], cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):

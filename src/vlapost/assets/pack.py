@@ -35,8 +35,9 @@ from vlapost.disk import flush, flush_entry
 # folder -> (how many there are, how many of them, counted from the first, are for training)
 COUNTS = {"objects": (25, 16), "receptacles": (17, 1), "tables": (21, 16)}
 WORLD = {"objects": 192, "receptacles": 48, "tables": 192}  # of the pretraining world, all for training
-GENERATED = ("procedural", "world")
-VERSION = 5  # of both; raised whenever a file of one of them changes
+TASKS = {"objects": 5, "receptacles": 6, "tables": 2}  # of SimplerEnv's tasks and StackCube, all for training
+GENERATED = ("procedural", "world", "tasks")
+VERSION = 5  # of all three; raised whenever a file of one of them changes
 VISUALS = ("textured.obj", "textured.dae", "textured.glb")
 ROBOT = "robots/widowx250s/wx250s"
 
@@ -97,7 +98,7 @@ def edition(name: str) -> str:
 
 
 def open_pack(name: str) -> Pack:
-    """The asset pack "procedural" or "world" (generated on first use) or "paper" (the folder in $VLAPOST_ASSETS).
+    """The asset pack of a name: one drawn here, on first use, or "paper" (the folder in $VLAPOST_ASSETS).
 
     Every file is compared with its checksum, once per process. Visual meshes that the paper's pack lacks are replaced
     by the collision shape, with one warning that lists them.
@@ -114,7 +115,7 @@ def open_pack(name: str) -> Pack:
                 "env.assets is 'paper' but VLAPOST_ASSETS is not set; set it to the folder of the paper's asset pack."
             )
         return _open(name, Path(folder).expanduser().absolute())
-    raise UserError(f"env.assets is '{name}'; it must be procedural, paper or world.")
+    raise UserError(f"env.assets is '{name}'; it must be procedural, paper, world or tasks.")
 
 
 def verify(pack: Pack) -> int:
@@ -156,7 +157,7 @@ def _generated_root(name: str) -> Path:
     temporary folder, which the next one removes.
     """
     # heavy, and the paper's pack does without it
-    from vlapost.assets.procedural import generate, generate_world
+    from vlapost.assets.procedural import generate, generate_tasks, generate_world
 
     parent = ROOT / "data" / "assets"
     root = parent / edition(name)
@@ -174,6 +175,8 @@ def _generated_root(name: str) -> Path:
             temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=parent))
             if name == "world":
                 generate_world(temporary, WORLD)
+            elif name == "tasks":
+                generate_tasks(temporary)
             else:
                 generate(temporary)
             write_manifest(temporary)
@@ -261,7 +264,9 @@ def _read_tables(name: str, root: Path) -> tuple[Table, ...]:
 def _read_database(name: str, root: Path, folder: str) -> tuple[dict[str, Any], int]:
     """Entries by id, and how many of them are for training."""
     database = _read_json(root / folder / "model_db.json")
-    count, trained = (WORLD[folder], WORLD[folder]) if name == "world" else COUNTS[folder]
+    count, trained = COUNTS[folder]
+    if name in ("world", "tasks"):
+        count = trained = (WORLD if name == "world" else TASKS)[folder]
     if len(database) != count:
         file = root / folder / "model_db.json"
         raise UserError(f"{file} lists {len(database)} entries; the pack '{name}' has {count}; {_remedy(name, root)}.")

@@ -30,7 +30,7 @@ class Progress(L.Callback):
         """The rollout (if there is one) begins after this hook."""
         if "rollout" in self.data.config.experience.schedule:
             c = self.data.config
-            total = 80 * c.env.num_envs * c.experience.rounds
+            total = self.data.simulation.steps * c.env.num_envs * c.experience.rounds
             self.bar.reset(self.step_task, total=total, description="  control steps", visible=True)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from vlapost.assets.pack import Model
 from vlapost.envs import rules
 
-FRICTION = 1.0
 TABLE_TOP = 0.8695  # metres
 TABLE_HALF_SIZE = (0.6, 0.6, 0.05)
 TABLE_CENTRE = (-0.15, 0.0)
@@ -35,9 +34,9 @@ def build_table(scene: ManiSkillScene, mesh: bool) -> None:
     table.build_static("table")
 
 
-def build(scene: ManiSkillScene, name: str, models: Sequence[Model]) -> Actor:
+def build(scene: ManiSkillScene, name: str, models: Sequence[Model], friction: float) -> Actor:
     """One body in each of E parallel scenes, merged into one actor."""
-    material = physx.PhysxMaterial(static_friction=FRICTION, dynamic_friction=FRICTION, restitution=0.0)
+    material = physx.PhysxMaterial(static_friction=friction, dynamic_friction=friction, restitution=0.0)
     actors = []
     for index, model in enumerate(models):
         builder = scene.create_actor_builder()
@@ -62,11 +61,14 @@ def put(actor: Actor, xy: Tensor, height: float, yaw: Tensor) -> None:
     actor.set_angular_velocity(torch.zeros(len(xy), 3, device=actor.device))
 
 
-def half_extents(actor: Actor, models: Sequence[Model]) -> Tensor:
-    """Half sizes `[E, 3]` of the world-aligned boxes around the bodies as they lie."""
-    sizes = torch.tensor([np.subtract(model.bbox_max, model.bbox_min).tolist() for model in models])
-    rotation = actor.pose.to_transformation_matrix()[:, :3, :3]
-    return rules.half_extents(rotation, sizes.to(actor.device))
+def half_extents(actor: Actor, size: Tensor) -> Tensor:
+    """Half sizes `[E, 3]` of the world-aligned boxes around the bodies as they lie; `size` `[E, 3]` of their own."""
+    return rules.half_extents(actor.pose.to_transformation_matrix()[:, :3, :3], size)
+
+
+def sizes(models: Sequence[Model]) -> Tensor:
+    """Sizes `[E, 3]` of the bodies' own boxes, metres."""
+    return torch.tensor([np.subtract(model.bbox_max, model.bbox_min).tolist() for model in models])
 
 
 def are_moving(actors: Sequence[Actor], together: bool) -> Tensor:

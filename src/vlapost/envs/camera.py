@@ -1,4 +1,4 @@
-"""The camera of the benchmark, a Logitech C920 beside the robot (paper appendix A; SIMPLER)."""
+"""The camera of the benchmark, a Logitech C920 on the robot's base (paper appendix A; SIMPLER)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import sapien
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.structs import Link
 
+from vlapost.envs.stations import Station
+
 CAMERA = "3rd_view_camera"
-CAMERA_POSE = sapien.Pose([0.0, -0.16, 0.36], [0.8992917, -0.09263245, 0.35892478, 0.23209205])  # in base_link
 CAMERA_SIZE = (480, 640)  # height, width the intrinsics below belong to
 FOCAL, CENTRE = 623.588, (319.501, 239.545)  # pixels
 
 
-def camera_config(size: tuple[int, int], shader: str, base: Link) -> CameraConfig:
+def camera_config(size: tuple[int, int], shader: str, base: Link, station: Station) -> CameraConfig:
     """The camera on the robot's base at any size (height, width): the same view, intrinsics scaled."""
     height, width = size
     x, y = width / CAMERA_SIZE[1], height / CAMERA_SIZE[0]
     intrinsic = np.array([[FOCAL * x, 0, CENTRE[0] * x], [0, FOCAL * y, CENTRE[1] * y], [0, 0, 1]])
     return CameraConfig(
         uid=CAMERA,
-        pose=CAMERA_POSE,
+        pose=sapien.Pose(station.camera, station.camera_turn),
         width=width,
         height=height,
         intrinsic=intrinsic,

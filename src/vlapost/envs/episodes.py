@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vlapost.config import UserError
 from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
-from vlapost.envs.setups import TEMPLATES, Setup, declare, find_setup
+from vlapost.envs.setup import Setup
+from vlapost.envs.setups import declare, find_setup
 
 HELD_OUT_COUNT = 1024
 HELD_OUT_SEED = 18  # one with which no id comes twice
@@ -31,9 +32,9 @@ class EpisodeSpec:
     """Decoded episodes.
 
     object, receptacle, table: `[E]` int64 indices into the asset pack. other_object, other_receptacle, texture: the
-    same, or -1 where the setup has none. template: `[E]` index into `TEMPLATES`. places: `[E, n, 2]` float32, where
-    object, receptacle and third place are, world frame, metres. yaw: `[E]` float32, turn of objects about z, radians.
-    arm_offset: `[E, 6]` float32 radians.
+    same, or -1 where the setup has none. template: `[E]` index into the task's sentences. places: `[E, n, 2]` float32,
+    where object, receptacle and third place are, world frame, metres. yaw, receptacle_yaw: `[E]` float32, turn of
+    objects and of the receptacle about z, radians. arm_offset: `[E, 6]` float32 radians.
     """
 
     object: Tensor
@@ -46,6 +47,7 @@ class EpisodeSpec:
     table: Tensor
     places: Tensor
     yaw: Tensor
+    receptacle_yaw: Tensor
 
     def __len__(self) -> int:
         return len(self.object)
@@ -94,6 +96,7 @@ def decode(setup: Setup, ids: Tensor) -> EpisodeSpec:
         table=digits["table"] + setup.tables.start,
         places=places,
         yaw=torch.tensor(setup.yaws, device=ids.device)[digits["yaw"]],
+        receptacle_yaw=torch.tensor(setup.receptacle_yaws, device=ids.device)[digits["receptacle_yaw"]],
     )
 
 
@@ -112,11 +115,6 @@ def encode(setup: Setup, digits: dict[str, Tensor]) -> Tensor:
     for name, base in setup.radix.items():
         ids = ids * base + digits.get(name, 0)
     return ids
-
-
-def instruction(template: int, object_name: str, receptacle_name: str) -> str:
-    """The sentence of an episode."""
-    return TEMPLATES[template].format(object=object_name, receptacle=receptacle_name)
 
 
 @cache  # asked for at every attempt of a demonstration
@@ -141,7 +139,13 @@ def reserved(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
 
 
 def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) -> Tensor:
-    """`[count]` ids, uniform over all episodes but those in `exclude` (see `reserved`)."""
+    """`[count]` ids, uniform over all episodes but those in `exclude` (see `reserved`).
+
+    Raises:
+        UserError: no episode is left.
+    """
+    if len(exclude) >= setup.total:
+        raise UserError(f"All {setup.total} episodes of this setup are held out; start from env.obj_set=train.")
     drawn = torch.empty(0, dtype=torch.int64)
     while len(drawn) < count:
         more = torch.randint(setup.total, (count - len(drawn),), generator=generator)
@@ -152,8 +156,9 @@ def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) 
 def held_out(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
     """Ids for evaluation, which takes the first N of them.
 
-    Protocol v2: the committed `[1024]` int64. Protocol paper: 3 x 64 ids drawn as the study draws them, without order
-    or balance (its own draws hang on the state of its random numbers and cannot be repeated).
+    Protocol v2: the committed int64, `[1024]` or as many as the setup holds out. Protocol paper: 3 x 64 ids drawn as
+    the study draws them, without order or balance (its own draws hang on the state of its random numbers and cannot be
+    repeated).
     """
     setup = find_setup(env_id, obj_set, protocol)
     if setup.paper:
@@ -168,12 +173,14 @@ def held_out_file(env_id: str, obj_set: str) -> Path:
 
 
 def make_held_out(setup: Setup) -> Tensor:
-    """The list that was committed: balanced so that a prefix of 200 or more is close to balanced too.
+    """The list that was committed: the setup's own, or one balanced so that a prefix of 200 or more nearly is too.
 
     Objects come in permutations of all objects, places in permutations of all choices. Every other digit is each time
     the value that this object has met least often, and of those the one that occurred least often at all; a yaw that
     would make an episode come twice is passed over.
     """
+    if setup.held_out:
+        return torch.arange(setup.held_out)
     rng = np.random.default_rng(HELD_OUT_SEED)
     first = ("receptacle", "table", "yaw")  # drawn in this order before there were others
     later = (name for name, base in setup.radix.items() if base > 1 and name not in (*first, "object", "place"))

@@ -56,6 +56,22 @@ class Places:
         return (origin + self.spacing * torch.from_numpy(steps[admissible])).float()
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Places written out one by one.
+
+    metres: x, y of every body (as in `Places`) of every choice, world frame. heights: of their origins, metres.
+    """
+
+    metres: tuple[tuple[tuple[float, float], ...], ...]
+    heights: tuple[float, ...]
+
+    @cached_property
+    def table(self) -> Tensor:
+        """`[P, n, 2]` float32: x and y of the n places of every choice."""
+        return torch.tensor(self.metres)
+
+
 PAIRS = Places((SQUARE, SQUARE), ((OBJECT, RECEPTACLE, CLOSE),), (0.95, 0.95))
 # a second object, or where the object is put during the episode
 WITH_OBJECT = Places(

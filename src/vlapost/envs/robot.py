@@ -24,18 +24,8 @@ FINGER_JOINTS = ["left_finger", "right_finger"]
 GRIPPER_PARTS = ["gripper_link", "gripper_bar_link", "left_finger_link", "right_finger_link"]
 GRIPPER_LINK = "ee_gripper_link"
 
-BASE_POSE = sapien.Pose([0.147, 0.028, 0.870], [0, 0, 0, 1])  # world; +x of the base points along world -x
-PARKED_POSE = sapien.Pose([0.147, 0.028, 1.870], [0, 0, 0, 1])  # out of the way while bodies fall
-INITIAL_QPOS = (
-    -0.01840777,
-    0.0398835,
-    0.22242722,
-    -0.00460194,
-    1.36524296,
-    0.00153398,
-    0.037,
-    0.037,
-)  # radians, metres
+FACING = [0, 0, 0, 1]  # the base's quaternion in the world
+PARKED_POSE = sapien.Pose([0.147, 0.028, 1.870], FACING)  # out of the way while bodies fall
 
 ARM_STIFFNESS = [
     1169.7891719504198,

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from vlapost.contracts import Metrics
 
-HORIZONTAL_MARGIN = 0.01  # metres beyond the receptacle's largest half extent
-VERTICAL_MARGIN = 0.05  # metres between the two boxes, at most
-MIN_CONTACT_FORCE = 0.03  # newtons between object and receptacle, exclusive
+MAX_LINEAR, MAX_ANGULAR = 1e-2, 0.5  # m/s, rad/s: an object that was let go is slower (ManiSkill's StackCube)
 MIN_GRASP_FORCE = 0.5  # newtons on each finger
 MAX_GRASP_ANGLE = math.radians(85)  # between the force on a finger and its opening direction
 CONSECUTIVE = 5  # control steps in a row that make a continuous grasp
@@ -27,16 +25,37 @@ SUCCESS_REWARD = 1.0
 
 
 @dataclass(frozen=True)
+class Rule:
+    """When the object counts as placed; the defaults are the study's. Metres, newtons.
+
+    diagonal, beyond: horizontally the origins are at most so far apart: half the diagonal of the receptacle's own box,
+    or else the largest half extent of the upright box around it, and `beyond`. low, high: least and largest gap between
+    the upright boxes of both. contact: force between them, exclusive; None: they need not touch. let_go: the object
+    must also be at rest and not between the fingers.
+    """
+
+    diagonal: bool = False
+    beyond: float = 0.01
+    low: float = -math.inf
+    high: float = 0.05
+    contact: float | None = 0.03
+    let_go: bool = False
+
+
+@dataclass(frozen=True)
 class Sensed:
     """What the rules look at after one control step; all `[E, 3]` float32.
 
     object_position, receptacle_position: origins of the bodies. contact_force: on the object by the receptacle.
-    left_force, right_force: on a finger by the object. left_opening, right_opening: unit vector in which it opens.
+    velocity, spin: of the object, m/s and rad/s. left_force, right_force: on a finger by the object. left_opening,
+    right_opening: unit vector in which it opens.
     """
 
     object_position: Tensor
     receptacle_position: Tensor
     contact_force: Tensor
+    velocity: Tensor
+    spin: Tensor
     left_force: Tensor
     right_force: Tensor
     left_opening: Tensor
@@ -61,20 +80,25 @@ def settled(moving: Tensor, early: Tensor, late: Tensor) -> Tensor:
     return torch.where(moving.unsqueeze(1), late, early)
 
 
-def is_on_target(sensed: Sensed, object_half: Tensor, receptacle_half: Tensor) -> Tensor:
-    """`[E]` bool: the object stands on the receptacle and presses on it.
+def reach(rule: Rule, half: Tensor, size: Tensor) -> Tensor:
+    """How far apart the origins may be, `[E]` metres: half extents `[E, 3]` of the upright box, own sizes `[E, 3]`."""
+    return (size[:, :2].norm(dim=1) / 2 if rule.diagonal else half.amax(dim=1)) + rule.beyond
+
+
+def is_on_target(rule: Rule, sensed: Sensed, near: Tensor, object_half: Tensor, receptacle_half: Tensor) -> Tensor:
+    """`[E]` bool: the object is placed as the rule wants it, not further than `near` `[E]` from the receptacle.
 
     The half extents `[E, 3]` are those of the settled boxes at the start of the episode.
     """
     offset = sensed.object_position - sensed.receptacle_position
-    reach = receptacle_half.amax(dim=1) + HORIZONTAL_MARGIN
     gap = offset[:, 2] - receptacle_half[:, 2] - object_half[:, 2]
-    return (
-        (offset[:, :2].norm(dim=1) <= reach)
-        & (offset[:, 2] > 0)
-        & (gap <= VERTICAL_MARGIN)
-        & (sensed.contact_force.norm(dim=1) > MIN_CONTACT_FORCE)
-    )
+    placed = (offset[:, :2].norm(dim=1) <= near) & (offset[:, 2] > 0) & (gap >= rule.low) & (gap <= rule.high)
+    if rule.contact is not None:
+        placed &= sensed.contact_force.norm(dim=1) > rule.contact
+    if rule.let_go:
+        at_rest = (sensed.velocity.norm(dim=1) <= MAX_LINEAR) & (sensed.spin.norm(dim=1) <= MAX_ANGULAR)
+        placed &= at_rest & ~is_grasping(sensed)
+    return placed
 
 
 def is_grasping(sensed: Sensed) -> Tensor:

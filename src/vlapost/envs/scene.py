@@ -1,10 +1,9 @@
 """The scene: a table, the robot, an object, a receptacle, sometimes a second one, and how an episode starts and goes
-on (paper appendix A). What differs between the setups is declared in `setups.py`.
+on (paper appendix A). What differs is declared in `setups.py` and `tasks.py`. World frame: z up, table at 0.8695 m.
 
 One `PutOnPlateScene` holds E parallel scenes on the GPU, or a single one on the CPU. Only the bodies an episode needs
 are built, so other bodies need another scene: on the CPU every reset builds a new one, which also makes an episode's
-course independent of those before it (contact caches make rolling objects come to rest elsewhere). World frame:
-z up, table top at 0.8695 m.
+course independent of those before it (contact caches make rolling objects come to rest elsewhere).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import sapien
 import torch
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.scene import ManiSkillScene
@@ -27,12 +27,12 @@ from vlapost.config import UserError
 from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import bodies, overlay, rules, textures
 from vlapost.envs.camera import CAMERA, CAMERA_SIZE, camera_config
-from vlapost.envs.episodes import EpisodeSpec, decode, instruction
+from vlapost.envs.episodes import NONE, decode
 from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
-from vlapost.envs.robot import ARM_JOINTS, BASE_POSE, INITIAL_QPOS, PARKED_POSE, WidowX
-from vlapost.envs.setups import Blend, declare, find_setup
+from vlapost.envs.robot import ARM_JOINTS, FACING, PARKED_POSE, WidowX
+from vlapost.envs.setup import Blend
+from vlapost.envs.setups import declare, find_setup
 
-MAX_STEPS = 80
 CONTROL_FREQ = 5  # actions per second
 REPOSITION_HEIGHT = 1.0  # from which the object falls when it is put elsewhere during an episode, metres
 SETTLE_STEPS, LONG_SETTLE_STEPS = 50, 600  # physics steps at 500 Hz: 0.1 s, and 1.2 s more where something moves
@@ -80,14 +80,13 @@ class PutOnPlateScene(BaseEnv):
         for robot in self.agent.robot._objs:
             sapien_utils.set_articulation_render_material(robot, specular=0.9, roughness=0.3)
         bodies.build_table(self.scene, mesh=self.setup.paper)
-        objects, receptacles = self.pack.objects, self.pack.receptacles
-        self.object = bodies.build(self.scene, "object", [objects[o] for o, _, _, _ in self.chosen])
-        self.receptacle = bodies.build(self.scene, "receptacle", [receptacles[r] for _, r, _, _ in self.chosen])
-        self.other: Actor | None = None
-        if self.setup.other_objects:
-            self.other = bodies.build(self.scene, "other object", [objects[o] for _, _, o, _ in self.chosen])
-        elif self.setup.other_receptacles:
-            self.other = bodies.build(self.scene, "other receptacle", [receptacles[r] for _, _, _, r in self.chosen])
+        objects, receptacles, friction = self.pack.objects, self.pack.receptacles, self.setup.task.friction
+        self.models = [objects[o] for o, *_ in self.chosen], [receptacles[r] for _, r, *_ in self.chosen]
+        self.object = bodies.build(self.scene, "object", self.models[OBJECT], friction)
+        self.receptacle = bodies.build(self.scene, "receptacle", self.models[RECEPTACLE], friction)
+        others = [objects[o] for _, _, o, _ in self.chosen if o != NONE]
+        others += [receptacles[r] for _, _, _, r in self.chosen if r != NONE]
+        self.other: Actor | None = bodies.build(self.scene, "other", others, friction) if others else None
 
     def _load_lighting(self, options: dict) -> None:
         self.scene.set_ambient_light([0.3, 0.3, 0.3])
@@ -97,7 +96,7 @@ class PutOnPlateScene(BaseEnv):
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
-        return [camera_config(self.image_size, self.shader, self.agent.base)]
+        return [camera_config(self.image_size, self.shader, self.agent.base, self.setup.task.station)]
 
     def _clear(self) -> None:
         """Free the old scene at once, without ManiSkill's full garbage collection (175 ms)."""
@@ -121,38 +120,36 @@ class PutOnPlateScene(BaseEnv):
         options = dict(options or {})
         if len(options.get("env_idx", range(self.num_envs))) != self.num_envs:
             raise UserError("Scenes of the benchmark are reset all together; leave env_idx out of the reset's options.")
-        self.setup = find_setup(self.env_id, options.get("obj_set", self.obj_set), self.protocol)
+        self.setup = find_setup(self.env_id, options.get("obj_set", self.obj_set), self.protocol, self.pack.name)
         if seed is not None:
             self.draws.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         ids = options.get("episode_id")
         if ids is None:
             ids = torch.randint(self.setup.total, (self.num_envs,), generator=self.draws)
         self.episode_id = torch.as_tensor(ids).reshape(self.num_envs)
-        self.spec: EpisodeSpec = decode(self.setup, self.episode_id.cpu())
-        spec = self.spec
+        spec = self.spec = decode(self.setup, self.episode_id.cpu())
         drawn = torch.stack([spec.object, spec.receptacle, spec.other_object, spec.other_receptacle], 1)
-        chosen = [tuple(row) for row in drawn.tolist()]
-        options["reconfigure"] = chosen != self.chosen or not self._sim_device.is_cuda()
-        self.chosen = chosen
+        before, self.chosen = self.chosen, [tuple(row) for row in drawn.tolist()]
+        options["reconfigure"] = self.chosen != before or not self._sim_device.is_cuda()
         return super().reset(seed=seed, options=options)
 
     def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
         self.agent.robot.set_pose(PARKED_POSE)
-        straight = torch.zeros(self.num_envs)
         self._place(self.object, OBJECT, self.spec.yaw)
-        self._place(self.receptacle, RECEPTACLE, straight)
+        self._place(self.receptacle, RECEPTACLE, self.spec.receptacle_yaw)
         if self.other is not None:
-            self._place(self.other, THIRD, self.spec.yaw if self.setup.other_objects else straight)
+            self._place(self.other, THIRD, self.spec.yaw * bool(self.setup.other_objects))
         if self.gpu_sim_enabled:
             self.scene._gpu_apply_all()
         self._settle()
-        self.agent.robot.set_pose(BASE_POSE)
-        qpos = torch.tensor([INITIAL_QPOS] * self.num_envs)
+        station = self.setup.task.station
+        self.agent.robot.set_pose(sapien.Pose(station.base, FACING))
+        qpos = torch.tensor([station.qpos] * self.num_envs)
         qpos[:, : len(ARM_JOINTS)] += self.spec.arm_offset
         self.agent.reset(qpos.to(self.device))
-        objects, receptacles = self.pack.objects, self.pack.receptacles
-        self.object_half = bodies.half_extents(self.object, [objects[o] for o, *_ in self.chosen])
-        self.receptacle_half = bodies.half_extents(self.receptacle, [receptacles[r] for _, r, *_ in self.chosen])
+        sizes = [bodies.sizes(models).to(self.device) for models in self.models]
+        self.halves = [bodies.half_extents(body, size) for body, size in zip((self.object, self.receptacle), sizes)]
+        self.near = rules.reach(self.setup.task.rule, self.halves[RECEPTACLE], sizes[RECEPTACLE])
         self.progress = rules.start(self.num_envs, self.device)
         self.elapsed = 0  # control steps; ManiSkill's own counter stands still without its `step`
         self._prepare_overlay()
@@ -207,7 +204,7 @@ class PutOnPlateScene(BaseEnv):
     def measure(self) -> None:
         """Bring `progress` up to date; once per control step."""
         sensed = self.sense()
-        on_target = rules.is_on_target(sensed, self.object_half, self.receptacle_half)
+        on_target = rules.is_on_target(self.setup.task.rule, sensed, self.near, *self.halves)
         self.progress = rules.advance(self.progress, on_target, rules.is_grasping(sensed))
 
     def sense(self) -> rules.Sensed:
@@ -218,6 +215,8 @@ class PutOnPlateScene(BaseEnv):
             object_position=self.object.pose.p,
             receptacle_position=self.receptacle.pose.p,
             contact_force=query(self.object, self.receptacle).float(),
+            velocity=self.object.linear_velocity,
+            spin=self.object.angular_velocity,
             left_force=query(agent.left_finger, self.object).float(),
             right_force=query(agent.right_finger, self.object).float(),
             left_opening=left_opening,
@@ -231,7 +230,7 @@ class PutOnPlateScene(BaseEnv):
         return action
 
     def step(self, action: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict]:
-        """ManiSkill's step, but success does not terminate an episode: only its 80th step ends it."""
+        """ManiSkill's step, but success does not terminate an episode: only its last step ends it."""
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, reward, torch.zeros_like(terminated), truncated, info
 
@@ -289,12 +288,13 @@ class PutOnPlateScene(BaseEnv):
 
     def get_language_instruction(self) -> list[str]:
         """One sentence per scene; names are in lower case, as OpenVLA has always been told them."""
-        objects, receptacles = self.pack.objects, self.pack.receptacles
+        sentences = self.setup.task.sentences
         return [
-            instruction(template, objects[o].name.lower(), receptacles[r].name.lower())
-            for template, (o, r, _, _) in zip(self.spec.template.tolist(), self.chosen)
+            sentences[template].format(object=object_.name.lower(), receptacle=receptacle.name.lower())
+            for template, object_, receptacle in zip(self.spec.template.tolist(), *self.models)
         ]
 
 
-for _env_id in declare("v2"):
-    register_env(_env_id, max_episode_steps=MAX_STEPS, env_id=_env_id)(PutOnPlateScene)
+for _env_id, _sets in declare("v2").items():
+    _task = _sets["train"].task
+    register_env(_env_id, max_episode_steps=_task.steps, env_id=_env_id, assets=_task.packs[0])(PutOnPlateScene)

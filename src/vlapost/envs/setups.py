@@ -1,4 +1,4 @@
-"""Which setups there are, and how they differ: read `declare` from top to bottom (paper §4.1 and Appendix A).
+"""Which setups the study has, and how they differ: read `declare` from top to bottom (paper §4.1 and Appendix A).
 
 Protocol `v2` is what the study means to measure; protocol `paper` repeats what the authors' code does where that is
 something else (docs/benchmark.md lists the differences).
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import product
 
 from vlapost.assets.pack import COUNTS, WORLD
-from vlapost.config import UserError
-from vlapost.envs.places import FINE_SQUARE, PAIRS, RING, WITH_OBJECT, WITH_RECEPTACLE, Places
+from vlapost.config import EnvConfig, UserError
+from vlapost.envs import tasks
+from vlapost.envs.places import FINE_SQUARE, PAIRS, RING, WITH_OBJECT, WITH_RECEPTACLE
+from vlapost.envs.rules import Rule
+from vlapost.envs.setup import QUARTERS, Blend, Setup, Task
 
 PROTOCOLS = ("v2", "paper")
 
-QUARTERS = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 RING_YAWS = (-math.pi / 8, -3 * math.pi / 8, -5 * math.pi / 8, -7 * math.pi / 8)
 
 # Offsets of the arm's six joints, radians; large bends of shoulder and elbow in the same direction are left out.
@@ -45,60 +47,7 @@ TEMPLATES = (
 )
 
 
-@dataclass(frozen=True)
-class Blend:
-    """A texture over the picture: of which share it is, and whether over everything or over the bodies alone."""
-
-    ratio: float
-    everything: bool
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What an environment draws an episode from; indices are those of the asset pack.
-
-    objects, receptacles, tables: what is grasped, where it is put, which picture is behind. places: where they start.
-    yaws: turns of every object about z, radians; receptacles are never turned. other_objects, other_receptacles: a
-    second one at the third place, never the same as the first. textures: tables whose texture is blended over the
-    picture as `blend` says. templates: of `TEMPLATES`. arm_offsets: added to the arm's initial joints, radians.
-    reposition: control step after which the object is put at the third place; 0: never. paper: what the authors' code
-    does otherwise with the same numbers (`episodes.decode`, and the scene's textures, settling and table).
-    """
-
-    objects: range
-    receptacles: range
-    tables: range
-    places: Places = PAIRS
-    yaws: tuple[float, ...] = QUARTERS
-    other_objects: range = range(0)
-    other_receptacles: range = range(0)
-    textures: range = range(0)
-    blend: Blend | None = None
-    templates: range = range(1)
-    arm_offsets: tuple[tuple[float, ...], ...] = ((0.0,) * 6,)
-    reposition: int = 0
-    paper: bool = False
-
-    @cached_property
-    def radix(self) -> dict[str, int]:
-        """Digits of an episode id, most significant first, and how many values each has."""
-        return {
-            "object": len(self.objects),
-            "other_object": max(1, len(self.other_objects) - (self.other_objects == self.objects)),
-            "texture": max(1, len(self.textures)),
-            "template": len(self.templates),
-            "arm_offset": len(self.arm_offsets),
-            "receptacle": len(self.receptacles),
-            "other_receptacle": max(1, len(self.other_receptacles) - (self.other_receptacles == self.receptacles)),
-            "table": len(self.tables),
-            "place": len(self.places.table),
-            "yaw": len(self.yaws),
-        }
-
-    @cached_property
-    def total(self) -> int:
-        """Number of different episodes."""
-        return math.prod(self.radix.values())
+PUT_ON = Task(TEMPLATES, ("procedural", "paper", "world"), Rule())
 
 
 def _split(name: str) -> tuple[range, range]:
@@ -128,7 +77,6 @@ def _evaluated(group: str, *rows: tuple[str, str, str, str]) -> dict[str, Evalua
 
 
 PREFIX = "PutOnPlateInScene25"
-GROUPS = ("vision", "semantics", "execution")
 # the 16 setups of the study's Tables 1 to 3, in their order
 EVALUATED = (
     _evaluated("training", ("ind", "IND", "Carrot-v1", "train"))
@@ -157,13 +105,29 @@ EVALUATED = (
         ("reposition", "Obj. Rep.", "PositionChangeTo-v1", "test"),
     )
 )
+# SimplerEnv's and ManiSkill's, as a report of their own
+TASKS = {
+    key: Evaluated(title, "tasks", f"WidowX{name}-v1", "test")
+    for key, title, name in (
+        ("carrot", "Carrot on plate", "CarrotOnPlate"),
+        ("spoon", "Spoon on towel", "SpoonOnTowel"),
+        ("blocks", "Green on yellow block", "StackBlocks"),
+        ("eggplant", "Eggplant in basket", "EggplantInBasket"),
+        ("stack-cube", "StackCube", "StackCube"),
+    )
+}
+
+
+def evaluated(assets: str) -> dict[str, Evaluated]:
+    """The setups of a report on an asset pack, by name: the study's, or with the pack "tasks" the five tasks."""
+    return TASKS if assets == "tasks" else EVALUATED
 
 
 @cache
 def declare(protocol: str) -> dict[str, dict[str, Setup]]:
     """Environment id -> `env.obj_set` -> setup."""
     paper = protocol == "paper"
-    training = Setup(SEEN_OBJECTS, PLATE, SEEN_TABLES, paper=paper)
+    training = Setup(PUT_ON, SEEN_OBJECTS, PLATE, SEEN_TABLES, paper=paper)
     pair, object_, receptacle = (replace(p, exact=not paper) for p in (PAIRS, WITH_OBJECT, WITH_RECEPTACLE))
     ring = replace(pair, points=(RING, RING))
     # the authors' code draws from all tables where there are two receptacles, and turns objects anew on the ring
@@ -221,6 +185,7 @@ def declare(protocol: str) -> dict[str, dict[str, Setup]]:
     # pretraining, with the assets "world": every body and table is drawn at random
     declared["PutOnReceptacleInWorld-v1"] = {
         "train": Setup(
+            replace(PUT_ON, packs=("world",)),
             objects=range(WORLD["objects"]),
             receptacles=range(WORLD["receptacles"]),
             tables=range(WORLD["tables"]),
@@ -228,14 +193,14 @@ def declare(protocol: str) -> dict[str, dict[str, Setup]]:
             yaws=tuple(i * math.pi / 8 for i in range(8)),
         )
     }
-    return declared
+    return declared if paper else declared | tasks.declare()
 
 
-def find_setup(env_id: str, obj_set: str, protocol: str = "v2") -> Setup:
-    """The declared setup.
+def find_setup(env_id: str, obj_set: str, protocol: str = "v2", assets: str = "") -> Setup:
+    """The declared setup, drawn with the asset pack `assets` if that is given.
 
     Raises:
-        UserError: unknown protocol, environment id or object set.
+        UserError: unknown protocol, environment id or object set; a pack that lacks the bodies.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"env.protocol is '{protocol}'; it must be one of: {', '.join(PROTOCOLS)}.")
@@ -244,4 +209,12 @@ def find_setup(env_id: str, obj_set: str, protocol: str = "v2") -> Setup:
         raise UserError(f"env.id is '{env_id}'; it must be one of: {', '.join(setups)}.")
     if obj_set not in setups[env_id]:
         raise UserError(f"env.obj_set is '{obj_set}'; with {env_id} it must be one of: {', '.join(setups[env_id])}.")
-    return setups[env_id][obj_set]
+    setup = setups[env_id][obj_set]
+    if assets and assets not in setup.task.packs:
+        raise UserError(f"env.assets is '{assets}'; with {env_id} it must be {' or '.join(setup.task.packs)}.")
+    return setup
+
+
+def setup_of(cfg: EnvConfig) -> Setup:
+    """The setup of a configuration; raises what `find_setup` raises."""
+    return find_setup(cfg.id, cfg.obj_set, cfg.protocol, cfg.assets)

@@ -15,8 +15,8 @@ from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
 from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import rules
-from vlapost.envs.scene import CONTROL_FREQ, MAX_STEPS, PutOnPlateScene
-from vlapost.envs.setups import find_setup
+from vlapost.envs.scene import CONTROL_FREQ, PutOnPlateScene
+from vlapost.envs.setups import setup_of
 
 WORKSPACE = (0.305, 0.03, 0.04)  # metres in the base frame, about the middle of where things are
 CLOSED, OPEN = 0.015, 0.037  # metres, of a finger
@@ -70,7 +70,7 @@ class SceneVector:
             observation=self._observe(),
             reward=rules.reward(before, metrics),
             metrics=metrics,
-            truncated=self._steps >= MAX_STEPS,
+            truncated=self._steps >= self.scenes[0].setup.task.steps,
         )
 
     def step_blind(self, action: Tensor) -> Metrics:
@@ -104,7 +104,7 @@ class SceneVector:
     def _state(self) -> Tensor:
         """`contracts.Observation.state` of the present, on CPU."""
         object_, receptacle, gripper, qpos = (torch.cat(x).cpu() for x in zip(*map(_ground_truth, self.scenes)))
-        left = torch.full((self.num_envs, 1), 1 - self._steps / MAX_STEPS)
+        left = torch.full((self.num_envs, 1), 1 - self._steps / self.scenes[0].setup.task.steps)
         places = [(p - torch.tensor(WORKSPACE)) / 0.05 for p in (object_, receptacle, gripper[:, :3])]
         opening = (qpos[:, -1:] - CLOSED) / (OPEN - CLOSED)
         held = torch.cat([scene.progress.held for scene in self.scenes]) > 0
@@ -132,11 +132,12 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
     """The environment of a configuration, with `num_envs` scenes if given, else as many as it says.
 
     Raises:
-        UserError: unknown environment, object set, backend or shader; impossible frequency or number of scenes; no
-            Vulkan driver, or none for the GPU that is to simulate; missing assets.
+        UserError: unknown environment, object set, backend or shader; an asset pack that lacks the bodies, or files
+            missing from it; impossible frequency or number of scenes; no Vulkan driver, or none for the GPU that is to
+            simulate.
     """
     count = cfg.num_envs if num_envs is None else num_envs
-    find_setup(cfg.id, cfg.obj_set, cfg.protocol)
+    setup_of(cfg)
     if cfg.backend not in ("cpu", "gpu"):
         raise UserError(f"env.backend is '{cfg.backend}'; it must be cpu or gpu.")
     if cfg.shader not in ("minimal", "default"):

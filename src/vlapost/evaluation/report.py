@@ -88,13 +88,16 @@ def write_report(
     found = scores(results, groups)
     write_json(folder / "scores.json", {**found, **about})
     tables = {group: _rows(found, titles, [IND, *names], group) for group, names in groups.items()}
-    write_text(folder / "tables.md", _markdown(tables, about))
+    told = [i for i in range(len(HEAD)) if any(row[i] for rows in tables.values() for row in rows)]  # no empty column
+    head = [HEAD[i] for i in told]
+    tables = {group: [[row[i] for i in told] for row in rows] for group, rows in tables.items()}
+    write_text(folder / "tables.md", _markdown(head, tables, about))
     charts.bars(folder / "success.png", found["setups"], titles)
     if len([name for name in results if name != IND]) > 2:
         charts.radar(folder / "radar.png", found["setups"], titles, IND)
     charts.trajectories(folder / "trajectories.png", results)
     view = Table(title=f"{about['title']}, percent", box=SIMPLE)
-    for column in HEAD:
+    for column in head:
         view.add_column(column, no_wrap=column == "setup")
     for number, rows in enumerate(tables.values()):
         for row in rows[number > 0 and IND in results :]:  # IND is a row of each table, but of one on the screen
@@ -121,12 +124,13 @@ def _rows(found: Mapping[str, Any], titles: Mapping[str, str], names: Sequence[s
         if name in found["setups"]:
             s = found["setups"][name]
             drop = _with_range(s["relative_drop"]) if "relative_drop" in s else ""
-            pairs = [" / ".join(f"{100 * (t[name][i] or 0):.1f}" for t in theirs.values()) for i in (0, 1)]
+            pairs = [" / ".join(f"{100 * (t[name][i] or 0):.1f}" for t in theirs.values() if name in t) for i in (0, 1)]
             rows.append(
                 [titles[name], *_cells(s), drop, *pairs, f"{100 * again[name][1]:.1f}" if name in again else ""]
             )
     if group in found["groups"]:
-        rows.append([f"mean {group}", *_cells(found["groups"][group]), "", "", "", f"{100 * again[group][1]:.1f}"])
+        mean = f"{100 * again[group][1]:.1f}" if group in again else ""
+        rows.append([f"mean {group}", *_cells(found["groups"][group]), "", "", "", mean])
     return rows
 
 
@@ -156,16 +160,16 @@ def _rate(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "n": len(values), **bootstrapped, **named}
 
 
-def _markdown(tables: Mapping[str, list[list[str]]], about: Mapping[str, Any]) -> str:
+def _markdown(head: list[str], tables: Mapping[str, list[list[str]]], about: Mapping[str, Any]) -> str:
     how = about.get("decoding", about["actor"])
     lines = [f"# {about['title']}", ""]
     lines += [f"{about['episodes']} episodes per setup, protocol {about['protocol']}, {how}; percent.", ""]
     for group, rows in tables.items():
         if rows:
             lines += [f"## {group.capitalize()}", ""]
-            lines += ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)] + [""]
+            lines += ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)] + [""]
     lines += [
-        "Grasp: held at any step. Continuous: five steps in a row. Success at end: on the receptacle at step 80, the",
+        "Grasp: held at any step. Continuous: five steps in a row. Success at end: placed at the last step, the",
         "study's measure; ever: at any step, the measure of RLinf. In brackets 95 %: Wilson's; bootstrapped for means",
         "and for the relative drop P = (OOD - IND) / IND. The paper's: grasp / continuous / success at end of a 7B",
         "policy in 3 x 64 episodes.",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vlapost.evaluation.episodes import EpisodeResult
 
 METRICS = {
-    "success_end": "on the plate at the end",
-    "success_once": "on the plate at any step",
+    "success_end": "placed at the end",
+    "success_once": "placed at any step",
     "grasp": "held at any step",
     "consecutive_grasp": "held 5 steps in a row",
 }

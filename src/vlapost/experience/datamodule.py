@@ -37,6 +37,8 @@ class DemoFeed:
 class Simulation(Protocol):
     """What a run needs of the simulator: scenes, training starts, and held-out episodes run to their end."""
 
+    steps: int  # control steps of an episode
+
     def make(self) -> VectorEnv:
         """Build the scenes of this process."""
 
@@ -77,7 +79,7 @@ class ExperienceModule(L.LightningDataModule):
         if "demos" in c.experience.schedule:
             self.demos = self.open_demos()
         if "rollout" in c.experience.schedule:
-            check_batches(c)
+            check_batches(c, self.simulation.steps)
         if "rollout" in c.experience.schedule or c.trainer.eval_every:
             self.env = self.simulation.make()
 
@@ -97,7 +99,7 @@ class ExperienceModule(L.LightningDataModule):
             )  # fmt: skip
         assert self.cut is not None
         generator = seeded(c.seed, iteration, rank)
-        count = e.passes * samples(c) // c.optim.batch_size
+        count = e.passes * samples(c, self.simulation.steps) // c.optim.batch_size
         return Minibatches(lambda: self._rollout(generator), self.cut, count, generator)
 
     def val_dataloader(self) -> list[HeldOutEpisodes | HeldOutDemos]:
@@ -212,17 +214,17 @@ def episodes(config: Config) -> int:
     return config.env.num_envs * config.experience.rounds
 
 
-def samples(config: Config) -> int:
-    """Samples of one rollout and process: 80 steps x episodes."""
-    return 80 * episodes(config)
+def samples(config: Config, steps: int) -> int:
+    """Samples of one rollout and process: control steps of an episode x episodes."""
+    return steps * episodes(config)
 
 
-def check_batches(config: Config) -> None:
+def check_batches(config: Config, steps: int) -> None:
     """Whole minibatches and whole accumulation windows, or a sentence that says which numbers do not fit."""
-    total, batch, accumulate = samples(config), config.optim.batch_size, config.optim.accumulate
+    total, batch, accumulate = samples(config, steps), config.optim.batch_size, config.optim.accumulate
     if total % batch or (total // batch) % accumulate:
         raise UserError(
-            f"A rollout has {total} samples per process (80 steps x env.num_envs={config.env.num_envs} x "
+            f"A rollout has {total} samples per process ({steps} steps x env.num_envs={config.env.num_envs} x "
             f"experience.rounds={config.experience.rounds}); optim.batch_size={batch} x "
             f"optim.accumulate={accumulate} must divide it."
         )
@@ -233,8 +235,8 @@ def check_batches(config: Config) -> None:
             f"experience.same_start is {same}; to compare episodes from the same start it must be 2 or more and divide "
             f"the {episodes(config)} episodes of a process (env.num_envs x experience.rounds)."
         )
-    if name == "tpo" and batch * accumulate % 160:
+    if name == "tpo" and batch * accumulate % (2 * steps):
         raise UserError(
             f"optim.batch_size={batch} x optim.accumulate={accumulate} is one update of TPO and must be whole pairs of "
-            "episodes, a multiple of 160 samples."
+            f"episodes, a multiple of {2 * steps} samples."
         )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlapost.contracts import Metrics
-from vlapost.envs.scene import MAX_STEPS, PutOnPlateScene
+from vlapost.envs.places import OBJECT
+from vlapost.envs.scene import PutOnPlateScene
 from vlapost.envs.vector import GroundTruth, SceneVector
 from vlapost.planner.actions import CLOSED, OPEN, vertical_actions
 from vlapost.planner.disturb import Spoilt, disturb
@@ -58,7 +59,7 @@ def demonstrate(
         observation, actions = spoilt.observation, _way_back(planner, situation_of(env.scenes[0]), spoilt)
     if actions is None:
         return NO_PLAN
-    if len(actions) > MAX_STEPS:
+    if len(actions) > env.scenes[0].setup.task.steps:
         return TOO_LONG
     images, truths, success = [], [], []
     held = False
@@ -95,11 +96,13 @@ def situation_of(scene: PutOnPlateScene) -> Situation:
     """The true state of a single scene as the planner wants it."""
     to_base = scene.agent.base.pose.inv()
     to_object = (to_base * scene.object.pose).to_transformation_matrix()[0].double().numpy()
-    local = surface_points(scene.pack.objects[scene.chosen[0][0]].collision)
+    task, local = scene.setup.task, surface_points(scene.models[OBJECT][0].collision)
     return Situation(
         qpos=scene.agent.robot.get_qpos()[0].double().numpy(),
         surface=local @ to_object[:3, :3].T + to_object[:3, 3],
         receptacle=(to_base * scene.receptacle.pose).p[0].double().numpy(),
+        release=task.release,
+        over=task.over,
     )
 
 

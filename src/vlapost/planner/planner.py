@@ -18,7 +18,6 @@ UP = np.array([0.0, 0.0, 1.0])
 APPROACH = 0.05  # metres above the grasp before descending, at least
 CLEARANCE = 0.015  # metres, at least, between object and fingertips while approaching
 LIFT = 0.10  # metres above the grasp before carrying
-RELEASE = 0.01  # metres between the bottom of the object and the receptacle's origin when the gripper opens
 # rad/s^2 of the lift, a third of the usual: the fingers close on its first two steps, which rise 2 and 7 mm. Closing
 # never stands still: a policy that cannot see whether its fingers are closed would repeat it without motion for ever.
 SLOW = 0.3
@@ -29,12 +28,15 @@ OPEN_STEPS = 2  # control steps without motion; in the second the object comes t
 class Situation:
     """What the planner is told, all in the robot base frame (metres, radians).
 
-    qpos: `[8]`. surface: `[n, 3]` points of the object's collision mesh. receptacle: `[3]` its origin.
+    qpos: `[8]`. surface: `[n, 3]` points of the object's collision mesh. receptacle: `[3]` its origin. release:
+    height of the object's bottom above that origin when the gripper opens. over: how far above that it comes first.
     """
 
     qpos: FloatArray
     surface: FloatArray
     receptacle: FloatArray
+    release: float
+    over: float
 
 
 def plan_demonstration(planner: ArmPlanner, situation: Situation, rise: float = 0.0) -> NDArray[np.float32] | None:
@@ -77,11 +79,14 @@ def _plan(
     grasp = np.array([*grasp_place(situation.surface, box), grasp_height(box)])
     below = grasp[2] - (box.centre[2] - box.height / 2)  # how far the object reaches below the gripper frame
     over = max(APPROACH, box.height - below + FINGERTIP + CLEARANCE)
+    place = situation.receptacle + (below + situation.release) * UP
+    above = [(place + situation.over * UP, JOINT_LIMIT, CLOSED, 0)] if situation.over else []
     motions = [
         (grasp + over * UP, JOINT_LIMIT, OPEN, 0),
         (grasp, JOINT_LIMIT, OPEN, 0),
         (grasp + LIFT * UP, SLOW, CLOSED, 0),
-        (situation.receptacle + (below + RELEASE) * UP, JOINT_LIMIT, CLOSED, OPEN_STEPS),
+        *above,
+        (place, JOINT_LIMIT, CLOSED, OPEN_STEPS),
     ]
     path, gripper = [situation.qpos], []
     for position, acceleration, command, toggle_steps in motions:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlapost.contracts import ACTION_BINS, ACTION_DIM, STATE_DIM, Observation, PolicyEvaluation, PolicyOutput
+from vlapost.contracts import ACTION_BINS, ACTION_DIM, Observation, PolicyEvaluation, PolicyOutput
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import LAST_ID, ActionTokens
 from vlapost.policies.cache import fixed_cache
@@ -35,7 +35,7 @@ from vlapost.policies.graphs import Graphs
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
-from vlapost.policies.value_head import VALUE_HEAD, ValueHead
+from vlapost.policies.value_head import VALUE_HEAD, ValueHead, critic_width
 
 CRITIC_ADAPTER = "critic_adapter.safetensors"
 
@@ -64,8 +64,7 @@ class OpenVLAPolicy(nn.Module):
         self.preprocess = Preprocess(read_json(source / "preprocessor_config.json"), network.image_size)
         self.actions = ActionTokens(statistics, unnorm_key)
         self.critic = critic
-        hidden = network.llama_config.hidden_size
-        width = {"all": hidden * ACTION_DIM, "state": STATE_DIM}.get(critic, hidden)
+        width = critic_width(critic, network.llama_config.hidden_size)
         self.value_head = None if critic == "none" else ValueHead(width)
         self.critic_network = second_network(network) if critic == "separate" else None
         self.graphs: Graphs | None = None
@@ -86,9 +85,8 @@ class OpenVLAPolicy(nn.Module):
 
     def fixed_weights(self) -> AbstractContextManager[None]:
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
-        return keep_folded(
-            *(m for n in self._networks() for m in (n.vision_backbone, n.projector, n.language_model.model))
-        )
+        parts = ((n.vision_backbone, n.projector, n.language_model.model) for n in self._networks())
+        return keep_folded(*(module for part in parts for module in part))
 
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
@@ -249,9 +247,8 @@ class OpenVLAPolicy(nn.Module):
             return self.value_head(observation.state.to(hidden_BAD.device))
         if self.critic_network is not None:
             hidden_BAD = self._h0(self.critic_network, observation)
-        return self.value_head(
-            {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(self.critic, hidden_BAD[:, 0])
-        )
+        read = {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(self.critic, hidden_BAD[:, 0])
+        return self.value_head(read)
 
 
 def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:

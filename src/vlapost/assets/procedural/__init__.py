@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from vlapost.assets.procedural import world
+from vlapost.assets.procedural import tasks, world
 from vlapost.assets.procedural.body import fit, write_collision, write_visual
 from vlapost.assets.procedural.catalogue import OBJECTS, RECEPTACLES, Entry
 from vlapost.assets.procedural.looks import LOOKS
@@ -26,14 +27,25 @@ from vlapost.assets.procedural.textures import TEXTURES
 
 
 def generate(root: Path) -> None:
-    """Write the whole pack (without its manifest) into the empty folder `root`; the same bytes every time."""
-    for folder, entries in (("objects", OBJECTS), ("receptacles", RECEPTACLES)):
+    """Write the benchmark's pack (without its manifest) into the empty folder `root`; the same bytes every time."""
+    _write_pack(root, OBJECTS, RECEPTACLES, LOOKS)
+
+
+def generate_tasks(root: Path) -> None:
+    """The same for the pack of the five tasks."""
+    _write_pack(root, tasks.OBJECTS, tasks.RECEPTACLES, tasks.LOOKS)
+
+
+def _write_pack(
+    root: Path, objects: Sequence[Entry], receptacles: Sequence[Entry], looks: dict[str, Callable[[], Look]]
+) -> None:
+    for folder, entries in (("objects", objects), ("receptacles", receptacles)):
         database = {}
         for entry in entries:
             database[entry.id] = _write_body(root / folder, entry)
         _write_json(root / folder / "model_db.json", database)
     database = {}
-    for index, ((id_, look), texture) in enumerate(zip(LOOKS.items(), TEXTURES)):
+    for index, ((id_, look), texture) in enumerate(zip(looks.items(), TEXTURES)):
         # the benchmark never blends the first texture
         database[f"{id_}.png"] = _write_table(root, id_, look(), texture(), index, mix=float(index > 0))
     _write_json(root / "tables" / "model_db.json", database)

@@ -2,7 +2,7 @@
 
 Every picture shows the same table, so bodies stand on it the same way: its top lies at z = 0.87 m and covers
 x = -0.347..0.005 m, y > -0.295 m of the world. Camera: 640x480, fx = fy = 623.588, cx = 319.501, cy = 239.545 pixels,
-beside the robot base at (0.147, 0.188, 1.230) m (paper's environment).
+beside the robot base as in the paper's environment, or as at SimplerEnv's sink.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from vlapost.assets.procedural.shapes import Colour, Floats, Picture
 
 SIZE = (480, 640)
 FOCAL, CENTRE = 623.588, (319.501, 239.545)
-EYE = np.array([0.147, 0.188, 1.230], np.float32)
-# camera axes (x forward, y left, z up) in the robot base frame, which is turned by 180 degrees about z in the world
-CAMERA = Rotation.from_quat([-0.09263245, 0.35892478, 0.23209205, 0.8992917])
-BASE = Rotation.from_euler("z", 180, degrees=True)
+BASE = Rotation.from_euler("z", 180, degrees=True)  # of the robot base in the world
 
 TOP, FRONT, BACK, LEFT = 0.87, 0.005, -0.347, -0.295  # the table top, metres
 WALL_X, WALL_Y = -0.40, -0.33  # walls, where there are any
@@ -34,12 +31,28 @@ Paint = Callable[[Floats, Floats, Floats], Floats]  # of the same, to colours `[
 
 
 @dataclass(frozen=True)
+class View:
+    """Where the camera is.
+
+    eye: position, metres, world. axes: quaternion x, y, z, w of its axes (x forward, y left, z up) in the base's frame.
+    """
+
+    eye: tuple[float, float, float]
+    axes: tuple[float, float, float, float]
+
+
+BESIDE = View((0.147, 0.188, 1.230), (-0.09263245, 0.35892478, 0.23209205, 0.8992917))
+SINK = View((0.130, 0.270, 1.240), (0.0782, -0.36434, -0.194741, -0.907313))
+
+
+@dataclass(frozen=True)
 class Look:
     """What one table picture shows.
 
     top, floor, back, left: materials of table top, floor and walls (None: no such wall).
     edge, legs: colours; legs None stands for a closed cabinet in the edge colour.
     thick: height of the slab in metres. glare: strength of a reflected lamp. rim: width of a border in metres.
+    view: from where.
     """
 
     top: Picture
@@ -51,19 +64,20 @@ class Look:
     thick: float = 0.02
     glare: float = 0.06
     rim: float = 0.0
+    view: View = BESIDE
 
 
 def photograph(look: Look, seed: int) -> Picture:
     """The picture `[480, 640, 3]` RGB of a table; twice the size is drawn, then halved to smooth the edges."""
-    rays = _rays()
+    rays, eye = _rays(look.view), np.array(look.view.eye, np.float32)
     colour = np.zeros_like(rays)
     free = np.arange(len(rays))  # pixels whose surface is not found yet
 
     def fill(axis: int, place: float, inside: Test, paint: Paint) -> None:
         """Show the plane where coordinate `axis` is `place`, inside its outline, where nothing stands before it."""
         nonlocal free
-        hit = (place - EYE[axis]) / rays[free, axis]
-        point = EYE + rays[free] * hit[:, None]
+        hit = (place - eye[axis]) / rays[free, axis]
+        point = eye + rays[free] * hit[:, None]
         shown = (hit > 0) & inside(*point.T)
         colour[free[shown]] = paint(*point[shown].T)
         free = free[~shown]
@@ -130,13 +144,13 @@ def _material(picture: Picture, x: Floats, y: Floats, density: float) -> Floats:
 
 
 @cache
-def _rays() -> Floats:
+def _rays(view: View) -> Floats:
     """World directions `[N, 3]` through the pixel centres of a picture of twice the size, row by row."""
     v, u = np.mgrid[: 2 * SIZE[0], : 2 * SIZE[1]]
     right = (u / 2 - 0.25 - CENTRE[0]) / FOCAL
     down = (v / 2 - 0.25 - CENTRE[1]) / FOCAL
     directions = np.stack([np.ones_like(right), -right, -down], -1).reshape(-1, 3)
-    return (directions @ (BASE * CAMERA).as_matrix().T).astype(np.float32)
+    return (directions @ (BASE * Rotation.from_quat(view.axes)).as_matrix().T).astype(np.float32)
 
 
 def _develop(colour: Floats, seed: int) -> Picture:
