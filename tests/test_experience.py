@@ -25,11 +25,12 @@ def rollout_of(value: float = 0.0) -> Rollout:
     flags = torch.zeros(E, dtype=torch.bool)
     return Rollout(
         image=number.view(T, E, 1, 1, 1).expand(T, E, 2, 2, 3).to(torch.uint8),
-        instruction=("a", "b", "c"),
+        instruction=(("a", "b", "c"),) * T,
         action_tokens=number.long().view(T, E, 1).expand(T, E, 7),
         logprob=number.unsqueeze(-1).expand(T, E, 7),
         value=number,
         reward=number + value,
+        done=torch.zeros(T, E, dtype=torch.bool),
         last_value=torch.zeros(E),
         metrics=Metrics(flags, flags, flags, flags),
         episode_id=torch.arange(E),
@@ -122,7 +123,7 @@ def test_gumbel_noise_draws_from_the_softmax():
 class CountingEnv:
     """Reward 1 for an action equal to the step's number, else 0; three steps per episode."""
 
-    num_envs = 2
+    num_envs, steps = 2, 3
 
     def reset(self, ids):
         self.t, self.ids = 0, ids
@@ -170,7 +171,9 @@ def test_collect_lines_up_observation_action_and_reward():
     assert torch.equal(r.action_tokens[:, :, 0], torch.arange(3).view(3, 1).expand(3, 4))
     assert torch.equal(r.logprob, -torch.arange(3.0).view(3, 1, 1).expand(3, 4, 7))
     assert r.last_value.tolist() == [1.5] * 4
-    assert r.instruction == ("do 0", "do 1", "do 2", "do 3")
+    assert r.instruction == (("do 0", "do 1", "do 2", "do 3"),) * 3
+    assert r.done.tolist() == [[False] * 4, [False] * 4, [True] * 4]
+    assert len(r.metrics.success) == 4
     assert r.metrics.success.all()
     assert r.patches is not None
     assert torch.equal(r.patches, r.image[..., 0].float())  # two rounds of two scenes, joined like the pictures
@@ -232,7 +235,9 @@ def test_explained_variance():
 
 def test_discounted_reward_to_go():
     # 1 + 0.5 * (2 + 0.5 * 4) = 3, 2 + 0.5 * 4 = 4, 4
-    assert to_go(torch.tensor([[1.0], [2.0], [4.0]]), 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
+    reward, done = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[False], [False], [True]])
+    assert to_go(reward, done, 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
+    assert to_go(reward, done.flip(0), 0.5).flatten().tolist() == [1.0, 4.0, 4.0]
 
 
 @pytest.mark.parametrize("override", ["optim.batch_size=7", "optim.accumulate=3"])
@@ -294,3 +299,61 @@ def test_rejudged_rollouts_hold_the_learners_numbers():
     assert torch.equal(judged.value, torch.arange(float(E)).expand(T, E))
     assert sizes == [5, 5, 2]
     assert torch.equal(judged.reward, rollout.reward)
+
+
+class Countdown:
+    """Two scenes of at most four steps; episode n succeeds at its n-th step. The picture is 10 n + the step."""
+
+    num_envs, steps = 2, 4
+
+    def reset(self, ids):
+        self.ids, self.age = ids.clone(), torch.zeros(2, dtype=torch.int64)
+        return self.see()
+
+    def restart(self, which, ids):
+        self.ids[which], self.age[which] = ids, 0
+        return self.see()
+
+    def see(self):
+        number = (10 * self.ids + self.age).to(torch.uint8)
+        return Observation(number.view(2, 1, 1, 1).expand(2, 2, 2, 3), tuple(f"do {int(i)}" for i in self.ids))
+
+    def step(self, action):
+        self.age += 1
+        now = self.age == self.ids
+        return Step(self.see(), now.float(), Metrics(now, now, now, now), bool((self.age >= 4).all()))
+
+
+def test_an_episode_that_ends_at_success_makes_room_for_the_next():
+    class Any:
+        def fixed_weights(self):
+            return nullcontext()
+
+        def see(self, observation):
+            return observation
+
+        def act(self, observation, noise, temperature):
+            tokens = torch.zeros(2, 7, dtype=torch.int64)
+            return PolicyOutput(tokens, tokens.float(), torch.zeros(2))
+
+        def decode(self, tokens):
+            return tokens.float()
+
+        def value(self, observation):
+            return observation.image[:, 0, 0, 0].float()
+
+    following = iter([9, 3, 1])
+    r = collect(
+        Countdown(), Any(), torch.tensor([2, 1]), seeded(0), 1.0, Stopwatch(),  # type: ignore[arg-type]
+        another=lambda count: torch.tensor([next(following) for _ in range(count)]),
+    )  # fmt: skip
+    # scene 0: episode 2 ends at step 2, then 3 (cut); scene 1: episode 1 ends at step 1, then 9, which never succeeds (cut)
+    assert r.image[:, :, 0, 0, 0].T.tolist() == [[20, 21, 30, 31], [10, 90, 91, 92]]
+    assert r.done.T.tolist() == [[False, True, False, False], [True, False, False, False]]
+    assert r.reward.T.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+    assert [list(sentences) for sentences in zip(*r.instruction)] == [
+        ["do 2", "do 2", "do 3", "do 3"],
+        ["do 1", "do 9", "do 9", "do 9"],
+    ]
+    assert r.last_value.tolist() == [32, 93]
+    assert r.metrics.success.tolist() == [True, True, False, False]  # two that ended, two that were cut

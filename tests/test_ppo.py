@@ -16,6 +16,7 @@ from vlapost.algorithms.ppo import clipped_surrogate, clipped_value_loss, gae
 from vlapost.algorithms.sft import token_cross_entropy
 
 REWARD = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
+NEVER = torch.zeros(3, 1, dtype=torch.bool)
 VALUE = torch.tensor([[0.5], [0.6], [0.7]], dtype=torch.float64)
 
 
@@ -23,21 +24,29 @@ def test_gae_time_limit_is_an_end():
     # delta_2 = 1 - 0.7 = 0.3                       A_2 = 0.3
     # delta_1 = 0.1 + 0.9 * 0.7 - 0.6 = 0.13        A_1 = 0.13 + 0.72 * 0.3   = 0.346
     # delta_0 = 0   + 0.9 * 0.6 - 0.5 = 0.04        A_0 = 0.04 + 0.72 * 0.346 = 0.28912
-    advantage, return_ = gae(REWARD, VALUE, torch.zeros(1, dtype=torch.float64), gamma=0.9, lam=0.8)
+    end = torch.tensor([[False], [False], [True]])
+    advantage, return_ = gae(REWARD, VALUE, torch.tensor([7.0], dtype=torch.float64), end, gamma=0.9, lam=0.8)
     assert advantage.squeeze().tolist() == pytest.approx([0.28912, 0.346, 0.3], abs=1e-12)
     assert return_.squeeze().tolist() == pytest.approx([0.78912, 0.946, 1.0], abs=1e-12)
 
 
 def test_gae_bootstraps_from_the_last_value():
     # delta_2 = 1 + 0.9 * 0.5 - 0.7 = 0.75; A_1 = 0.13 + 0.72 * 0.75 = 0.67; A_0 = 0.04 + 0.72 * 0.67 = 0.5224
-    advantage, _ = gae(REWARD, VALUE, torch.tensor([0.5], dtype=torch.float64), gamma=0.9, lam=0.8)
+    advantage, _ = gae(REWARD, VALUE, torch.tensor([0.5], dtype=torch.float64), NEVER, gamma=0.9, lam=0.8)
     assert advantage.squeeze().tolist() == pytest.approx([0.5224, 0.67, 0.75], abs=1e-12)
+
+
+def test_gae_starts_anew_after_an_end():
+    # the episode ends with step 1: delta_1 = 0.1 - 0.6 = -0.5 = A_1; A_0 = 0.04 + 0.72 * -0.5 = -0.32; A_2 as it was
+    end = torch.tensor([[False], [True], [False]])
+    advantage, _ = gae(REWARD, VALUE, torch.tensor([0.5], dtype=torch.float64), end, gamma=0.9, lam=0.8)
+    assert advantage.squeeze().tolist() == pytest.approx([-0.32, -0.5, 0.75], abs=1e-12)
 
 
 def test_gae_with_gamma_and_lambda_one_is_the_return_minus_the_value():
     generator = torch.Generator().manual_seed(0)
     reward, value = torch.rand(80, 5, generator=generator), torch.rand(80, 5, generator=generator)
-    advantage, return_ = gae(reward, value, torch.zeros(5), gamma=1.0, lam=1.0)
+    advantage, return_ = gae(reward, value, torch.zeros(5), torch.zeros(80, 5, dtype=torch.bool), gamma=1.0, lam=1.0)
     to_go = reward.flip(0).cumsum(0).flip(0)
     torch.testing.assert_close(return_, to_go, atol=1e-4, rtol=0)
     torch.testing.assert_close(advantage, to_go - value, atol=1e-4, rtol=0)
@@ -46,9 +55,11 @@ def test_gae_with_gamma_and_lambda_one_is_the_return_minus_the_value():
 def test_gae_keeps_episodes_apart():
     reward, value = torch.rand(10, 3), torch.rand(10, 3)
     last = torch.rand(3)
-    together, _ = gae(reward, value, last, 0.99, 0.95)
+    done = torch.rand(10, 3) < 0.2
+    together, _ = gae(reward, value, last, done, 0.99, 0.95)
     for e in range(3):
-        alone, _ = gae(reward[:, e : e + 1], value[:, e : e + 1], last[e : e + 1], 0.99, 0.95)
+        own = slice(e, e + 1)
+        alone, _ = gae(reward[:, own], value[:, own], last[own], done[:, own], 0.99, 0.95)
         assert torch.equal(alone[:, 0], together[:, e])
 
 
@@ -120,11 +131,12 @@ def test_gae_against_torchrl():
         gamma, lam = torch.rand(2, generator=generator).tolist()
         reward, value = torch.randn(2, T, E, dtype=torch.float64, generator=generator)
         last = torch.randn(E, dtype=torch.float64, generator=generator)
-        advantage, return_ = gae(reward, value, last, gamma, lam)
+        done = torch.rand(T, E, generator=generator) < 0.2
+        advantage, return_ = gae(reward, value, last, done, gamma, lam)
         following = torch.cat([value[1:], last[None]])
-        never = torch.zeros(E, T, 1, dtype=torch.bool)
         columns = (x.T.unsqueeze(-1) for x in (value, following, reward))  # [E, T, 1]
-        reference = generalized_advantage_estimate(gamma, lam, *columns, done=never, terminated=never)
+        end = done.T.unsqueeze(-1)
+        reference = generalized_advantage_estimate(gamma, lam, *columns, done=end, terminated=end)
         for ours, theirs in zip((advantage, return_), reference):
             torch.testing.assert_close(ours, theirs.squeeze(-1).T, atol=1e-6, rtol=0)
 

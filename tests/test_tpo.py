@@ -81,11 +81,12 @@ def rollout(T: int, return_E: list[float]) -> Rollout:
     flags = torch.zeros(E, dtype=torch.bool)
     return Rollout(
         image=torch.randint(0, 256, (T, E, 2, 2, 3), dtype=torch.uint8, generator=generator),
-        instruction=("do",) * E,
+        instruction=(("do",) * E,) * T,
         action_tokens=torch.randint(0, 8, (T, E, 7), generator=generator),
         logprob=torch.zeros(T, E, 7),
         value=torch.zeros(T, E),
         reward=reward,
+        done=reward != reward,
         last_value=torch.zeros(E),
         metrics=Metrics(flags, flags, flags, flags),
         episode_id=torch.arange(E),

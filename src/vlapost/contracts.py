@@ -118,22 +118,25 @@ class PolicyEvaluation:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Finished on-policy episodes of equal length, before they are cut into minibatches.
+    """On-policy episodes before they are cut into minibatches: E side by side, T steps of each.
 
-    image: `[T, E, H, W, 3]` uint8, before each action. instruction: E sentences.
+    All end after step T; or, with `experience.end_at_success`, one ends at success and another begins in its place.
+
+    image: `[T, E, H, W, 3]` uint8, before each action. instruction: T times E sentences.
     action_tokens: `[T, E, A]` int64. logprob: `[T, E, A]` float32. value, reward: `[T, E]` float32.
-    last_value: `[E]` float32, the critic's estimate after the last step (for bootstrapping at truncation).
-    metrics: the measures at the last step. episode_id: `[E]` int64.
+    done: `[T, E]` bool, an episode ended with this step. last_value: `[E]` float32, the critic's estimate after step T.
+    metrics: the measures of each episode at its end, or where it was cut. episode_id: `[E]` int64, of the first ones.
     patches: `[T, E, P, Dv]` features of the images, where the image encoder is frozen.
     state: `[T, E, STATE_DIM]`, that of the observations.
     """
 
     image: Tensor
-    instruction: tuple[str, ...]
+    instruction: tuple[tuple[str, ...], ...]
     action_tokens: Tensor
     logprob: Tensor
     value: Tensor
     reward: Tensor
+    done: Tensor
     last_value: Tensor
     metrics: Metrics
     episode_id: Tensor
@@ -263,11 +266,18 @@ class VectorEnv(Protocol):
 
     num_envs: int
 
+    @property
+    def steps(self) -> int:
+        """Control steps of an episode."""
+
     def reset(self, episode_ids: Tensor) -> Observation:
         """Start the given episodes, `[E]` int64 ids of the environment's index space."""
 
     def step(self, action: Tensor) -> Step:
         """Apply `[E, A]` float32 actions: metres and radians in the robot base frame, gripper +1 open / -1 closed."""
+
+    def restart(self, which: Tensor, episode_ids: Tensor) -> Observation:
+        """Start other episodes, `[K]` ids, in the scenes `which` `[K]`, on CPU; the others stay where they are."""
 
     def gripper_pose(self) -> Tensor:
         """Pose `[E, 7]` of the gripper in the robot base frame: metres, quaternion w, x, y, z."""

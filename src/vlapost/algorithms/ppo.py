@@ -27,18 +27,21 @@ from vlapost.config import AlgorithmConfig, OptimConfig
 from vlapost.contracts import DemoBatch, Policy, Rollout, RolloutBatch
 
 
-def gae(reward_TE: Tensor, value_TE: Tensor, last_value_E: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over episodes that all end at T (Schulman et al. 2016, eq. 16).
+def gae(
+    reward_TE: Tensor, value_TE: Tensor, last_value_E: Tensor, done_TE: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
 
-    `last_value_E` is the value after the last step: zeros treat the time limit as an end.
+    `done_TE`: nothing follows this step in its episode. `last_value_E`: the value after step T, for those not done.
     Returns advantage and return (advantage + value), both `[T, E]`.
     """
     advantage_TE = torch.zeros_like(reward_TE)
     v_tp1, a_tp1 = last_value_E, torch.zeros_like(last_value_E)
     for t in reversed(range(len(reward_TE))):
+        goes_on = (~done_TE[t]).to(reward_TE.dtype)
         # TD error: r_t + gamma * V(s_{t+1}) - V(s_t)
-        delta = reward_TE[t] + gamma * v_tp1 - value_TE[t]
-        a_tp1 = advantage_TE[t] = delta + gamma * lam * a_tp1
+        delta = reward_TE[t] + gamma * goes_on * v_tp1 - value_TE[t]
+        a_tp1 = advantage_TE[t] = delta + gamma * lam * goes_on * a_tp1
         v_tp1 = value_TE[t]
     return advantage_TE, advantage_TE + value_TE
 
@@ -99,8 +102,10 @@ class PPO(PolicyModule):
     def advantage(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Advantage (normalised over the buffers of all processes) and return of a rollout, `[T, E]` each."""
         a = self.algorithm
-        last_value = rollout.last_value * float(a.bootstrap_truncation)
-        advantage, return_ = gae(rollout.reward, rollout.value, last_value, a.gamma, a.gae_lambda)
+        done = rollout.done
+        if a.bootstrap_truncation:  # all end at T, by the clock
+            done = torch.zeros_like(done)
+        advantage, return_ = gae(rollout.reward, rollout.value, rollout.last_value, done, a.gamma, a.gae_lambda)
         if a.normalise_advantage:
             mean, std = reduced_mean_std(advantage)
             advantage = (advantage - mean) / (std + 1e-5)

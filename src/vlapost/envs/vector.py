@@ -47,20 +47,36 @@ class SceneVector:
         self.num_envs = num_envs
         self._resets = 0
 
+    @property
+    def steps(self) -> int:
+        """Control steps of an episode."""
+        return self.scenes[0].setup.task.steps
+
     def reset(self, episode_ids: Tensor) -> Observation:
         """Start the given episodes, `[E]` int64; equal ids give equal episodes, whatever ran before."""
         if len(episode_ids) != self.num_envs:
             raise ValueError(f"{len(episode_ids)} episode ids for {self.num_envs} scenes")
-        self._steps = 0
-        self._resets += self.num_envs
+        self._done = torch.zeros(self.num_envs)
+        self._start(self.scenes, episode_ids)
+        return self._observe()
+
+    def restart(self, which: Tensor, episode_ids: Tensor) -> Observation:
+        """Start other episodes, `[K]` ids, in the scenes `which` `[K]`, on CPU; the others stay where they are."""
+        self._done[which] = 0
+        self._start([self.scenes[k] for k in which.tolist()], episode_ids)
+        images, labels = self._images.clone(), self._labels.clone()  # earlier observations keep theirs
+        for k in which.tolist():
+            images[k], labels[k] = (x[0] for x in self.scenes[k].render_observation())
+        self._images, self._labels = images, labels
+        return self._observation()
+
+    def _start(self, scenes: list[PutOnPlateScene], episode_ids: Tensor) -> None:
+        self._resets += len(episode_ids)
         if self._resets >= FREE_EVERY:
             self._resets = 0
             free_memory()
-        for scene, ids in zip(self.scenes, episode_ids.chunk(len(self.scenes))):
+        for scene, ids in zip(scenes, episode_ids.chunk(len(scenes))):
             scene.reset(options={"episode_id": ids})
-        sentences = [s for scene in self.scenes for s in scene.get_language_instruction()]
-        self._instructions = tuple(s.lower() if self.scenes[0].setup.paper else s for s in sentences)
-        return self._observe()
 
     def step(self, action: Tensor) -> Step:
         """Apply `[E, 7]` actions for 0.2 s and look."""
@@ -70,12 +86,12 @@ class SceneVector:
             observation=self._observe(),
             reward=rules.reward(before, metrics),
             metrics=metrics,
-            truncated=self._steps >= self.scenes[0].setup.task.steps,
+            truncated=bool((self._done >= self.steps).all()),
         )
 
     def step_blind(self, action: Tensor) -> Metrics:
         """Apply `[E, 7]` actions without rendering."""
-        self._steps += 1
+        self._done += 1
         for scene, part in zip(self.scenes, action.float().chunk(len(self.scenes))):
             scene.advance(part.to(scene.device))
             scene.measure()
@@ -98,13 +114,18 @@ class SceneVector:
 
     def _observe(self) -> Observation:
         images, labels = zip(*(scene.render_observation() for scene in self.scenes))
-        self._labels = torch.cat(labels)
-        return Observation(torch.cat(images), self._instructions, state=self._state())
+        self._images, self._labels = torch.cat(images), torch.cat(labels)
+        return self._observation()
+
+    def _observation(self) -> Observation:
+        sentences = [s for scene in self.scenes for s in scene.get_language_instruction()]
+        instruction = tuple(s.lower() if self.scenes[0].setup.paper else s for s in sentences)
+        return Observation(self._images, instruction, state=self._state())
 
     def _state(self) -> Tensor:
         """`contracts.Observation.state` of the present, on CPU."""
         object_, receptacle, gripper, qpos = (torch.cat(x).cpu() for x in zip(*map(_ground_truth, self.scenes)))
-        left = torch.full((self.num_envs, 1), 1 - self._steps / self.scenes[0].setup.task.steps)
+        left = 1 - self._done.unsqueeze(1) / self.steps
         places = [(p - torch.tensor(WORKSPACE)) / 0.05 for p in (object_, receptacle, gripper[:, :3])]
         opening = (qpos[:, -1:] - CLOSED) / (OPEN - CLOSED)
         held = torch.cat([scene.progress.held for scene in self.scenes]) > 0

@@ -50,7 +50,8 @@ def flatten(rollout: Rollout, advantage_TE: Tensor, return_TE: Tensor) -> Rollou
         for x in (rollout.image, rollout.action_tokens, rollout.logprob, rollout.value, advantage_TE, return_TE)
     )
     patches, state = (None if x is None else x.flatten(0, 1) for x in (rollout.patches, rollout.state))
-    observation = Observation(image, rollout.instruction * len(rollout.reward), patches, state)
+    instruction = tuple(sentence for at_t in rollout.instruction for sentence in at_t)
+    observation = Observation(image, instruction, patches, state)
     return RolloutBatch(observation, tokens, logprob, value, advantage, return_)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vlapost.contracts import ACTION_BINS, ACTION_DIM, Metrics, Policy, Rollout, VectorEnv
 
+MEASURES = ("success", "success_once", "grasp", "consecutive_grasp")
+
 
 class Stopwatch:
     """Seconds by stage."""
@@ -42,10 +44,17 @@ def collect(
     temperature: float,
     watch: Stopwatch,
     on_step: Callable[[int], None] = lambda steps: None,
+    another: Callable[[int], Tensor] | None = None,
 ) -> Rollout:
-    """Run the episodes `episode_ids` `[rounds * E]` to their end, E at a time, and stack them along the E axis."""
+    """Run the episodes `episode_ids` `[rounds * E]`, E at a time, and stack them along the E axis.
+
+    Args:
+        on_step: hears how many control steps were done.
+        another: gives that many episode ids. If there is one, an episode ends at success and another begins in its
+            place; what is not finished after as many steps as an episode may have is cut.
+    """
     with policy.fixed_weights():
-        rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step)
+        rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step, another)
                   for ids in episode_ids.split(env.num_envs)]  # fmt: skip
     return rounds[0] if len(rounds) == 1 else _concatenate(rounds)
 
@@ -58,28 +67,45 @@ def _episodes(
     temperature: float,
     watch: Stopwatch,
     on_step: Callable[[int], None],
+    another: Callable[[int], Tensor] | None,
 ) -> Rollout:
     with watch("simulation"):
         observation = env.reset(episode_ids)
     steps: dict[str, list[Tensor]] = defaultdict(list)
-    truncated = False
-    while not truncated:
+    instruction: list[tuple[str, ...]] = []
+    finished: list[Metrics] = []
+    age = torch.zeros(len(episode_ids), dtype=torch.int64)
+    for t in range(1, env.steps + 1):
         with watch("inference"):
             observation = policy.see(observation)
             output = policy.act(observation, gumbel_noise(len(observation), generator), temperature)
             action = policy.decode(output.action_tokens)
         steps["image"].append(observation.image)
+        instruction.append(observation.instruction)
         for name in ("patches", "state"):
             if (extra := getattr(observation, name)) is not None:
                 steps[name].append(extra)
         with watch("simulation"):
             step = env.step(action)
-        observation, truncated = step.observation, step.truncated
+        age += 1
+        done = age >= env.steps
+        if another is not None:
+            done = done | step.metrics.success.cpu()
+        ends = torch.ones_like(done) if t == env.steps else done
+        finished.append(Metrics(*(getattr(step.metrics, name).cpu()[ends] for name in MEASURES)))
+        observation = step.observation
+        if another is not None and t < env.steps and bool(done.any()):
+            which = done.nonzero()[:, 0]
+            with watch("simulation"):
+                observation = env.restart(which, another(len(which)))
+            age[which] = 0
+        device = output.value.device
         for name, value in (
             ("action_tokens", output.action_tokens),
             ("logprob", output.logprob),
             ("value", output.value),
-            ("reward", step.reward.to(output.value.device)),
+            ("reward", step.reward.to(device)),
+            ("done", done.to(device)),
         ):
             steps[name].append(value)
         on_step(len(observation))
@@ -87,9 +113,9 @@ def _episodes(
         last_value = policy.value(policy.see(observation))
     return Rollout(
         **{name: torch.stack(values) for name, values in steps.items()},
-        instruction=observation.instruction,
+        instruction=tuple(instruction),
         last_value=last_value,
-        metrics=step.metrics,
+        metrics=_join(finished),
         episode_id=episode_ids,
     )
 
@@ -98,13 +124,16 @@ def _concatenate(rounds: list[Rollout]) -> Rollout:
     def join(name: str, dim: int) -> Tensor:
         return torch.cat([getattr(r, name) for r in rounds], dim)
 
-    along_e = ("image", "action_tokens", "logprob", "value", "reward")
-    measures = ("success", "success_once", "grasp", "consecutive_grasp")
+    along_e = ("image", "action_tokens", "logprob", "value", "reward", "done")
     return Rollout(
         **{name: join(name, 1) for name in along_e},
         **{name: join(name, 1) for name in ("patches", "state") if getattr(rounds[0], name) is not None},
-        instruction=tuple(sentence for r in rounds for sentence in r.instruction),
+        instruction=tuple(sum(at_t, ()) for at_t in zip(*(r.instruction for r in rounds))),
         last_value=join("last_value", 0),
-        metrics=Metrics(*[torch.cat([getattr(r.metrics, m) for r in rounds]) for m in measures]),
+        metrics=_join([r.metrics for r in rounds]),
         episode_id=join("episode_id", 0),
     )
+
+
+def _join(parts: list[Metrics]) -> Metrics:
+    return Metrics(*(torch.cat([getattr(part, name) for part in parts]) for name in MEASURES))

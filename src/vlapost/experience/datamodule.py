@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
@@ -143,7 +144,10 @@ class ExperienceModule(L.LightningDataModule):
         c, ids = self.config, self._starts()
         assert self.env is not None and self.trainer is not None
         world = self.trainer.world_size
-        rollout = collect(self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step)
+        another = partial(self.simulation.draw, generator=generator) if c.experience.end_at_success else None
+        rollout = collect(
+            self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step, another
+        )
         if c.experience.rejudge:
             with self.watch("inference"):
                 rollout = rejudge(rollout, self.policy, c.optim.batch_size, c.experience.temperature)
@@ -155,7 +159,9 @@ class ExperienceModule(L.LightningDataModule):
             "grasp": float(m.grasp.float().mean()),
             "consecutive_grasp": float(m.consecutive_grasp.float().mean()),
             "return": float(rollout.reward.sum(0).mean()),
-            "explained_variance": explained_variance(rollout.value, to_go(rollout.reward, c.algorithm.gamma)),
+            "explained_variance": explained_variance(
+                rollout.value, to_go(rollout.reward, rollout.done, c.algorithm.gamma)
+            ),
         }
         return rollout
 
@@ -192,11 +198,11 @@ class HeldOutDemos:
         return (self.make(index, None) for index in self.parts)
 
 
-def to_go(reward_TE: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of the rewards from each step on, `[T, E]`."""
+def to_go(reward_TE: Tensor, done_TE: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each step to the end of its episode, `[T, E]`."""
     result = reward_TE.clone()
     for t in reversed(range(len(result) - 1)):
-        result[t] += gamma * result[t + 1]
+        result[t] += gamma * result[t + 1] * ~done_TE[t]
     return result
 
 
