@@ -43,6 +43,8 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("ppo", ["policy.critic=none"], ["policy.critic", "h0, hn, all, separate or state"]),
         ("grpo", ["algorithm.advantage=mean"], ["algorithm.advantage", "group, valid or whole"]),
         ("tpo", ["experience.schedule=[rollout,demos]"], ["experience.schedule", "TPO"]),
+        ("grpo", ["experience.end_at_success=true"], ["experience.end_at_success", "PPO"]),
+        ("ppo", ["experience.end_at_success=true", "algorithm.bootstrap_truncation=true"], ["bootstrap_truncation"]),
         ("tpo", ["algorithm.beta=0"], ["algorithm.beta", "above 0"]),
         ("sft", ["algorithm.soft_targets=-1"], ["algorithm.soft_targets", "0 or more"]),
         ("sft", ["trainer.patience=2"], ["trainer.patience", "demos.held_out"]),

@@ -247,6 +247,47 @@ def test_truncation_at_80(env):
     assert not env.step(still).truncated
 
 
+def test_a_restarted_scene_is_as_new_and_the_other_goes_on(env):
+    def play(restart: bool) -> list[Observation]:
+        seen = [env.reset(ids(episode(CARROT), episode(CARROT)))]
+        for k in range(4):
+            if restart and k == 2:
+                seen.append(env.restart(torch.tensor([1]), ids(episode(CUP))))
+            step = act(env, (0.01, 0, 0))
+            assert step.reward.tolist() == [0, 0]
+            seen.append(step.observation)
+        return seen
+
+    alone, other = play(False), play(True)
+    fresh = env.reset(ids(episode(CARROT), episode(CUP)))
+    restarted = other[3]
+    assert torch.equal(restarted.image[1], fresh.image[1])
+    assert torch.equal(restarted.state[1], fresh.state[1])
+    assert restarted.instruction == fresh.instruction
+    for a, b in zip([*alone[:3], *alone[2:]], other):  # the restart is a look more, not a step more
+        assert torch.equal(a.image[0], b.image[0])
+        assert torch.equal(a.state[0], b.state[0])
+    assert torch.equal(other[2].image[1], alone[2].image[1])  # what was seen before stays as it was
+    assert other[-1].state[:, 0].tolist() == pytest.approx([1 - 4 / 80, 1 - 2 / 80])
+
+
+def test_what_a_critic_is_told(env):
+    seen = env.reset(ids(episode(CARROT), episode(CARROT)))
+    truth = env.ground_truth()
+    middle = torch.tensor([0.305, 0.03, 0.04])
+    places = torch.cat([truth.object_position, truth.receptacle_position, truth.gripper_pose[:, :3]], 1)
+    torch.testing.assert_close(seen.state[:, 1:10], (places - middle.repeat(3)) / 0.05, atol=1e-5, rtol=0)
+    assert seen.state[:, 0].tolist() == [1, 1]
+    assert seen.state[:, 10].tolist() == pytest.approx([1, 1], abs=0.02)  # open
+    assert not seen.state[:, 11:].any()
+    scene = env.scenes[0]
+    place = scene.receptacle.pose.p + torch.tensor([[0.0, 0.0, 0.04]])
+    scene.object.set_pose(torch.cat([place, scene.object.pose.q], dim=1))
+    for _ in range(3):
+        seen = act(env, (0, 0, 0)).observation
+    assert seen.state[:, 12].tolist() == [1, 0]  # success of the first scene
+
+
 @pytest.fixture(scope="module")
 def gym():
     """The environment under its gym id: one scene at the paper's 640x480."""

@@ -347,7 +347,7 @@ def test_an_episode_that_ends_at_success_makes_room_for_the_next():
         Countdown(), Any(), torch.tensor([2, 1]), seeded(0), 1.0, Stopwatch(),  # type: ignore[arg-type]
         another=lambda count: torch.tensor([next(following) for _ in range(count)]),
     )  # fmt: skip
-    # scene 0: episode 2 ends at step 2, then 3 (cut); scene 1: episode 1 ends at step 1, then 9, which never succeeds (cut)
+    # scene 0: episode 2 ends at step 2, then 3 (cut); scene 1: episode 1 ends at step 1, then 9 (cut)
     assert r.image[:, :, 0, 0, 0].T.tolist() == [[20, 21, 30, 31], [10, 90, 91, 92]]
     assert r.done.T.tolist() == [[False, True, False, False], [True, False, False, False]]
     assert r.reward.T.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]

@@ -1,6 +1,6 @@
-"""Every algorithm learns: an untrained openvla-tiny finds out that it is paid, 10 per metre, for lowering its hand when
-it sees red and for lifting it when it sees blue. Actions are uniform at first, at most 3 cm, so that the return is about
-0; at most it is 8 x 0.3 = 2.4. Everything but the simulator is real. Three seeds each.
+"""Every algorithm learns: an untrained openvla-tiny finds out that it is paid, 10 per metre, for lowering its hand
+when it sees red and for lifting it when it sees blue. Actions are uniform at first, at most 3 cm, so that the return is
+about 0; at most it is 8 x 0.3 = 2.4. Everything but the simulator is real. Three seeds each.
 """
 
 from __future__ import annotations

@@ -357,7 +357,7 @@ def test_bfloat16_base_keeps_float32_adapters(checkpoint: Path, observation: Obs
 class Pictures:
     """Three random pictures per scene, then the end."""
 
-    num_envs = 3
+    num_envs, steps = 3, 3
 
     def reset(self, ids: torch.Tensor) -> Observation:
         self.random, self.time = torch.Generator().manual_seed(6), 0

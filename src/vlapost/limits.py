@@ -61,9 +61,7 @@ def check_values(config: Config) -> None:
     if name == "tpo" and "demos" in config.experience.schedule:
         raise UserError("experience.schedule names 'demos', but TPO learns from rollouts alone; leave it [rollout].")
     if config.experience.end_at_success and (name != "ppo" or config.env.backend == "gpu"):
-        raise UserError(
-            "experience.end_at_success is true, which only PPO with env.backend=cpu can do; set it to false."
-        )
+        raise UserError("experience.end_at_success is true, which needs PPO and env.backend=cpu; set it to false.")
     if config.experience.end_at_success and config.algorithm.bootstrap_truncation:
         raise UserError("experience.end_at_success cuts episodes itself; set algorithm.bootstrap_truncation to false.")
     if config.algorithm.beta <= 0:
