@@ -11,7 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from vlapost.config import UserError, load
-from vlapost.contracts import Step
+from vlapost.contracts import Observation, Step
 from vlapost.envs import vector
 from vlapost.envs.episodes import encode
 from vlapost.envs.overlay import BACKGROUND, OBJECT, RECEPTACLE, ROBOT, composite, label, lookup_table
@@ -252,14 +252,14 @@ def test_a_restarted_scene_is_as_new_and_the_other_goes_on(env):
         seen = [env.reset(ids(episode(CARROT), episode(CARROT)))]
         for k in range(4):
             if restart and k == 2:
-                seen.append(env.restart(torch.tensor([1]), ids(episode(CUP))))
+                seen.append(env.restart(torch.tensor([1]), ids(episode(BOTTLE))))
             step = act(env, (0.01, 0, 0))
             assert step.reward.tolist() == [0, 0]
             seen.append(step.observation)
         return seen
 
     alone, other = play(False), play(True)
-    fresh = env.reset(ids(episode(CARROT), episode(CUP)))
+    fresh = env.reset(ids(episode(CARROT), episode(BOTTLE)))
     restarted = other[3]
     assert torch.equal(restarted.image[1], fresh.image[1])
     assert torch.equal(restarted.state[1], fresh.state[1])
