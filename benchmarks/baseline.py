@@ -24,10 +24,17 @@ class ActionsOnly(LogitsProcessor):
         return allowed
 
 
+def inputs(policy: OpenVLAPolicy, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+    """Patch features `[B, P, Dv]`, prompt ids `[B, L]`, mask `[B, 1+P+L]` of BOS, patches and prompt."""
+    patches = policy._patches(policy.network, observation)
+    ids, prompt_mask = policy.prompts.batch(observation.instruction, policy.network.device)
+    return patches, ids, F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
+
+
 @torch.no_grad()
 def generate(policy: OpenVLAPolicy, observation: Observation) -> Tensor:
     """Greedy bins `[B, A]` by transformers' own loop."""
-    patches, ids, mask = policy._inputs(observation)
+    patches, ids, mask = inputs(policy, observation)
     found: Any = policy.network.language_model.generate(
         inputs_embeds=policy.network.embed(patches, ids),
         attention_mask=mask.long(),
@@ -42,7 +49,7 @@ def generate(policy: OpenVLAPolicy, observation: Observation) -> Tensor:
 
 def all_logits(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) -> Tensor:
     """Log-probabilities `[B, A]` by way of the logits of every position over the whole vocabulary."""
-    patches, ids, mask = policy._inputs(observation)
+    patches, ids, mask = inputs(policy, observation)
     mask = F.pad(mask, (0, ACTION_DIM - 1), value=True)
     embeds = policy.network.embed(patches, torch.cat([ids, LAST_ID - tokens[:, :-1]], 1))
     positions = (mask.cumsum(1) - 1).clamp_min(0)
@@ -55,7 +62,7 @@ def all_logits(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) 
 
 def everything_kept(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) -> None:
     """A training step with all logits and all hidden states, and the critic on one of these."""
-    patches, ids, mask = policy._inputs(observation)
+    patches, ids, mask = inputs(policy, observation)
     mask = F.pad(mask, (0, ACTION_DIM - 1), value=True)
     embeds = policy.network.embed(patches, torch.cat([ids, LAST_ID - tokens[:, :-1]], 1))
     positions = (mask.cumsum(1) - 1).clamp_min(0)
@@ -68,5 +75,5 @@ def everything_kept(policy: OpenVLAPolicy, observation: Observation, tokens: Ten
     )
     logprob = output.logits.float().log_softmax(-1)[:, -ACTION_DIM:]
     chosen = logprob.gather(2, LAST_ID - tokens[..., None])
-    value = policy._value(output.hidden_states[-1][:, -ACTION_DIM])
+    value = policy._value(output.hidden_states[-1][:, -ACTION_DIM:], observation)
     (chosen.sum() + value.sum()).backward()

@@ -236,8 +236,9 @@ def test_explained_variance():
 def test_discounted_reward_to_go():
     # 1 + 0.5 * (2 + 0.5 * 4) = 3, 2 + 0.5 * 4 = 4, 4
     reward, done = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[False], [False], [True]])
-    assert to_go(reward, done, 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
-    assert to_go(reward, done.flip(0), 0.5).flatten().tolist() == [1.0, 4.0, 4.0]
+    assert to_go(reward, done, torch.tensor([8.0]), 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
+    # an end after the first step; the last one is cut, and 8 would follow
+    assert to_go(reward, done.flip(0), torch.tensor([8.0]), 0.5).flatten().tolist() == [1.0, 6.0, 8.0]
 
 
 @pytest.mark.parametrize("override", ["optim.batch_size=7", "optim.accumulate=3"])

@@ -49,6 +49,8 @@ def peak_of_step(policy: OpenVLAPolicy) -> int:
         (torch.float32, "none", True, False),
         (torch.bfloat16, "none", True, True),
         (torch.float32, "none", False, True),
+        (torch.float32, "mlp", True, True),
+        (torch.float32, "blocks", True, True),
     ],
 )
 def test_table_is_what_is_allocated(dtype: torch.dtype, recompute: str, train_vision: bool, fused: bool) -> None:
@@ -70,7 +72,8 @@ def estimate(policy: OpenVLAPolicy, dtype: torch.dtype, recompute: str, train_vi
         network = OpenVLA({"image_sizes": [IMAGE, IMAGE], "text_config": TEXT}, FEATURIZER, FUSED_FEATURIZER)
     return needs(
         network, dtype=dtype, rank=32, train_vision=train_vision, critic="h0", quantized="none", recomputed=recompute,
-        moment_bits=32, batch=BATCH, scenes=BATCH, fused=fused, prompt=len(policy.prompts.ids(INSTRUCTION)) - 1,
+        moment_bits=32, batch=BATCH, scenes=BATCH, samples=0, fused=fused,
+        prompt=len(policy.prompts.ids(INSTRUCTION)) - 1,
     )  # fmt: skip
 
 
@@ -117,3 +120,16 @@ def test_the_command_prints_a_table_without_the_hub(capsys: pytest.CaptureFixtur
     memory.run(["sft", "trainer.accelerator=cpu"])
     text = capsys.readouterr().out
     assert all(row in text for row in memory.ROWS) and "weights learn" in text
+
+
+@pytest.mark.parametrize("critic", ["h0", "hn", "all", "separate", "state"])
+def test_every_critic_is_counted(critic: str) -> None:
+    def at(words: list[str]):
+        return memory.of(config.load("ppo", ["policy.checkpoint=openvla/openvla-7b", "optim.batch_size=2", *words]))
+
+    found, h0 = at([f"policy.critic={critic}"]), at(["policy.critic=h0"])
+    head = {"all": 6 * 4096 * 512, "state": (16 - 4096) * 512}.get(critic, 0)  # its first layer is wider or narrower
+    second = found.trainable - h0.trainable - head
+    assert second == (h0.trainable - (4096 * 512 + 512 + 512 * 128 + 128 + 128) if critic == "separate" else 0)
+    # 2 x 16 scenes x 80 steps: a picture of 224 x 224, and float32 features of 256 patches
+    assert found.rollout == 2560 * (3 * 224 * 224 + 256 * (1024 + 1152) * 4)

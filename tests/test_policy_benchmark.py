@@ -41,7 +41,7 @@ def test_operations_of_the_published_model() -> None:
 
 def test_it_compares_with_what_computes_the_same() -> None:
     (first, *_) = benchmark.against_generate(TOY, (2,))
-    assert first["same_tokens"] and first["times_faster"] > 0
+    assert first["same_tokens"]
     (logits,) = benchmark.against_all_logits(TOY, 2)
     assert logits["difference"] < 1e-4
 

@@ -5,6 +5,7 @@ import torch
 
 from vlapost.contracts import Metrics
 from vlapost.envs import rules
+from vlapost.envs.tasks import INTO, NEAR, ON, STACKED
 
 PLATE_HALF = torch.tensor([[0.055, 0.055, 0.003]])
 OBJECT_HALF = torch.tensor([[0.030, 0.015, 0.020]])
@@ -63,8 +64,6 @@ def test_on_target(offset, contact, expected):
     assert rules.is_on_target(rule, state, near, OBJECT_HALF, PLATE_HALF).item() is expected
 
 
-ON = rules.Rule(diagonal=True, beyond=0.003, high=0.02, contact=0.05)
-STACKED = rules.Rule(diagonal=True, beyond=0.005, low=-0.005, high=0.005, contact=None, let_go=True)
 CUBE_HALF = torch.full((1, 3), 0.02)
 
 
@@ -88,9 +87,13 @@ def test_on_target_as_simplerenv_has_it(offset, contact, expected):
     assert placed(ON, OBJECT_HALF, PLATE_HALF, offset=offset, contact=contact) is expected
 
 
+def test_the_basket_is_higher():
+    gap_at = (0.0, 0.0, 0.003 + 0.020 + 0.059), (0.0, 0.0, 0.003 + 0.020 + 0.061)
+    assert [placed(INTO, OBJECT_HALF, PLATE_HALF, offset=offset) for offset in gap_at] == [True, False]
+
+
 def test_without_a_contact_threshold_nothing_need_touch():
-    rule = rules.Rule(diagonal=True, beyond=0.003, high=0.02, contact=None)
-    assert placed(rule, OBJECT_HALF, PLATE_HALF, contact=0.0)
+    assert placed(NEAR, OBJECT_HALF, PLATE_HALF, contact=0.0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from mani_skill.utils.registration import REGISTERED_ENVS
 
 from vlapost.assets import procedural
 from vlapost.assets.pack import Pack, open_pack, write_manifest
+from vlapost.assets.procedural import tables
 from vlapost.config import UserError, load
+from vlapost.envs import stations
 from vlapost.envs.episodes import decode, draw, held_out, make_held_out, reserved
 from vlapost.envs.overlay import OBJECT, OTHER, RECEPTACLE
 from vlapost.envs.scene import PutOnPlateScene
@@ -130,7 +132,7 @@ def test_the_wrong_bodies_are_refused():
         setup_of(load("tasks", ["env.id=WidowXStackCube-v1", "env.assets=procedural"]).env)
     with pytest.raises(UserError, match="with PutOnPlateInScene25Main-v3 it must be procedural or paper or world"):
         make_env(load("base", ["env.assets=tasks"]).env, 1)
-    with pytest.raises(UserError, match=r"env\.id is 'WidowXStackCube-v1'; it must be one of: PutOnPlate"):
+    with pytest.raises(UserError, match=r"env\.protocol is 'paper', which has no WidowXStackCube-v1"):
         make_env(load("tasks", ["env.id=WidowXStackCube-v1", "env.protocol=paper"]).env, 1)
 
 
@@ -208,3 +210,11 @@ def test_an_episode_ends_after_its_tasks_steps():
     body = env.scenes[0].object._objs[0].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
     assert {shape.physical_material.static_friction for shape in body.collision_shapes} == {0.5}
     env.close()
+
+
+@pytest.mark.parametrize(("view", "station"), [(tables.BESIDE, stations.TABLE), (tables.SINK, stations.SINK)])
+def test_table_pictures_are_taken_from_where_the_camera_stands(view, station):
+    """The robot faces world -x, so that x and y of its frame are turned round."""
+    (bx, by, bz), (cx, cy, cz) = station.base, station.camera
+    assert view.eye == pytest.approx((bx - cx, by - cy, bz + cz), abs=1e-6)
+    assert view.axes == pytest.approx((*station.camera_turn[1:], station.camera_turn[0]))

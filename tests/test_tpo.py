@@ -53,7 +53,7 @@ class Linear(torch.nn.Module):
     def evaluate(self, observation, action_tokens, temperature=1.0):
         self.largest = max(self.largest, len(observation))
         x = observation.image.flatten(1).double() / 255
-        logprob = (x @ self.weight).log_softmax(-1)[:, None].expand(-1, 7, -1) / temperature
+        logprob = (x @ self.weight / temperature).log_softmax(-1)[:, None].expand(-1, 7, -1)
         chosen = logprob.gather(2, action_tokens[..., None])[..., 0]
         return PolicyEvaluation(chosen, chosen, chosen[:, 0])
 
@@ -168,10 +168,20 @@ def test_the_margin_is_asked_again_before_every_update():
 
 
 def test_measures():
-    module, _ = learner(8, 5)
-    minibatches(module, rollout(10, [0.0, 1.2, 0.1, 0.2]), 5)
-    assert module.measures["preference_accuracy"] in (0.0, 0.5, 1.0)
-    assert module.measures["preference_loss"] > 0
+    module, policy = learner(8, 5)
+    r = rollout(10, [0.0, 1.2, 0.1, 0.2])
+    minibatches(module, r, 5)  # one update of both pairs
+
+    def gain(e: int) -> float:
+        samples = Observation(r.image[:, e], ("do",) * 10), r.action_tokens[:, e]
+        now = policy.evaluate(*samples).logprob.sum()
+        with policy.reference():
+            return float((now - policy.evaluate(*samples).logprob.sum()).detach())
+
+    margins = torch.tensor([gain(1) - gain(0), gain(3) - gain(2)])
+    assert module.measures["margin"] == pytest.approx(float(margins.mean()), rel=1e-5)
+    assert module.measures["preference_accuracy"] == float((margins > 0).float().mean())
+    assert module.measures["preference_loss"] == pytest.approx(float(preference_loss(margins, 0.3)), rel=1e-5)
 
 
 def test_sizes_that_do_not_fit_are_named():

@@ -224,17 +224,22 @@ def quiet(name: str, tiny: Path) -> tuple[PolicyModule, torch.optim.Optimizer, l
 
 def step(module: PolicyModule, optimizer, parameters: list[torch.nn.Parameter], gradient: float) -> bool:
     """One update with that gradient everywhere; whether any weight has changed."""
-    before = [p.detach().clone() for p in parameters]
+    moments = [state["exp_avg"] for state in optimizer.state.values()]
+    before = [p.detach().clone() for p in (*parameters, *moments)]
     for p in parameters:
         p.grad = torch.full_like(p, gradient)
     module.on_before_optimizer_step(optimizer)
     optimizer.step()
-    return not all(torch.equal(a, b) for a, b in zip(before, parameters))
+    return not all(torch.equal(a, b) for a, b in zip(before, (*parameters, *moments)))
 
 
 def test_kl_stop_leaves_the_weights_alone(tiny: Path):
     module, optimizer, parameters = quiet("ppo", tiny)
-    module.stopped = True
+    module.all_gather = lambda kl: torch.stack([kl, kl / 2])  # type: ignore[method-assign]
+    for kl, limit in ((0.3, 0.0), (0.3, 0.4)):
+        module.stop_above(torch.tensor(kl), limit)
+        assert step(module, optimizer, parameters, 1.0)
+    module.stop_above(torch.tensor(0.5), 0.4)
     assert not step(module, optimizer, parameters, 1.0)
     module.on_train_epoch_start()
     assert step(module, optimizer, parameters, 1.0)
@@ -275,13 +280,14 @@ def test_three_infinite_gradients_in_a_row_stop_the_run(tiny: Path, tmp_path: Pa
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("lowering_pays")
-@pytest.mark.parametrize("critic", ["hn", "all", "separate"])
+@pytest.mark.parametrize("critic", ["hn", "all", "separate", "state"])
 def test_every_place_of_the_critic_trains(critic: str, tiny: Path, tmp_path: Path):
     cfg = settings("ppo", [*PPO, f"policy.critic={critic}"], tiny, 1)
     start = {n: p.detach().clone() for n, p in build_policy(cfg).named_parameters() if p.requires_grad}
     end = fit(cfg, tmp_path / critic)
     assert {name.removeprefix("policy.") for name in end} == set(start)
     moved = {n for n, p in start.items() if not torch.equal(p, end[f"policy.{n}"])}
+    assert not any("lm_head" in n for n in start if n.startswith("critic_network"))
     assert any(n.startswith("value_head") for n in moved)
     assert any(n.startswith("network") for n in moved)
     assert any(n.startswith("critic_network") for n in moved) is (critic == "separate")

@@ -96,7 +96,7 @@ def total_steps(config: Config) -> int:
     e, batch = config.experience, config.optim.batch_size
     batches = {"demos": e.demo_steps, "rollout": e.passes * samples(config, setup_of(config.env).task.steps) // batch}
     sources = [e.schedule[i % len(e.schedule)] for i in range(config.trainer.iterations)]
-    return sum(batches[source] // config.optim.accumulate for source in sources)
+    return sum(-(-batches[source] // config.optim.accumulate) for source in sources)
 
 
 def build_experience(

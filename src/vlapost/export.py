@@ -3,7 +3,7 @@
     make export CKPT=lightning_logs/ppo/ppo/adapter OUT=models/mine
 
 Adds the adapter `policy.adapter` into `policy.checkpoint` and writes weights, config, tokenizer, action statistics and
-a model card. (Adapter folders are in PEFT's format as they are.) Needs no GPU, and never holds the model in memory.
+a model card. (Adapter folders are in PEFT's format as they are.) Needs no GPU, and memory for a shard of 5 GB.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ def run(words: list[str]) -> None:
         raise UserError("policy.adapter is empty; name the adapter to merge: make export CKPT=FOLDER OUT=FOLDER.")
 
     from vlapost.policies.hub import locate
-    from vlapost.policies.merge import merge
+    from vlapost.policies.merge import TITLE, merge
 
     source, adapter, folder = locate(c.policy.checkpoint, ROOT), ROOT / c.policy.adapter, ROOT / outs[-1]
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than a checkpoint; give another folder as OUT.")
+    card = folder / "README.md"
+    ours = card.is_file() and TITLE in card.read_text()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
+        raise UserError(f"{folder} is there and was not written by this command; give another folder as OUT.")
     if folder.resolve() in (source.resolve(), adapter.resolve()):
         raise UserError(f"{folder} is what is to be merged; give another folder as OUT.")
     merged = merge(source, adapter, c.policy.unnorm_key, folder)

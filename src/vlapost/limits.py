@@ -58,20 +58,30 @@ def check_values(config: Config) -> None:
         raise UserError(f"policy.critic is '{critic}', but {name.upper()} trains no critic; leave it none.")
     if name == "ppo" and critic == "none":
         raise UserError("policy.critic is 'none', but PPO needs a critic: h0, hn, all, separate or state.")
-    if name == "tpo" and "demos" in config.experience.schedule:
-        raise UserError("experience.schedule names 'demos', but TPO learns from rollouts alone; leave it [rollout].")
+    schedule = config.experience.schedule
+    if "demos" in schedule and name in ("grpo", "tpo"):
+        raise UserError(f"experience.schedule names 'demos', but {name.upper()} learns from rollouts alone.")
+    if "rollout" in schedule and name in ("sft", "pretrain"):
+        raise UserError(f"experience.schedule names 'rollout', but {name} learns from demonstrations alone.")
+    if name == "tpo" and config.experience.rejudge:
+        raise UserError("experience.rejudge is true, but TPO works its log-probabilities out itself; set it to false.")
+    if critic == "separate" and config.policy.quantize == "int8":
+        raise UserError("policy.critic=separate cannot share weights of policy.quantize=int8; use nf4 or none.")
     if config.experience.end_at_success and (name != "ppo" or config.env.backend == "gpu"):
         raise UserError("experience.end_at_success is true, which needs PPO and env.backend=cpu; set it to false.")
+    if config.experience.end_at_success and config.experience.same_start > 1:
+        raise UserError("experience.end_at_success draws new starts as it goes; set experience.same_start to 1.")
     if config.experience.end_at_success and config.algorithm.bootstrap_truncation:
         raise UserError("experience.end_at_success cuts episodes itself; set algorithm.bootstrap_truncation to false.")
     if config.algorithm.beta <= 0:
         raise UserError(f"algorithm.beta is {config.algorithm.beta}; it must be above 0.")
     if name == "pretrain" and config.demos.held_out:
         raise UserError(f"demos.held_out is {config.demos.held_out}, but pretraining keeps none back; leave it 0.")
-    if config.trainer.patience and not (config.demos.held_out and config.trainer.eval_every):
+    watched = config.demos.held_out and config.trainer.eval_every and "demos" in schedule
+    if config.trainer.patience and not watched:
         raise UserError(
             f"trainer.patience is {config.trainer.patience}, but nothing is watched; set demos.held_out to the number "
-            "of demonstrations to keep back, and trainer.eval_every."
+            "of demonstrations to keep back, trainer.eval_every, and demos in experience.schedule."
         )
     if not config.experience.schedule:
         raise UserError("experience.schedule is empty; it must name rollout, demos or both.")

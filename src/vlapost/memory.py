@@ -24,7 +24,8 @@ ROWS = {
     "gradients": "of the weights that learn",
     "moments": "of AdamW",
     "activations": "kept for the backward pass of a minibatch",
-    "cache": "keys and values of a rollout",
+    "cache": "keys and values while a rollout decodes",
+    "rollout": "pictures, and features of frozen encoders, of an iteration",
 }
 
 
@@ -48,6 +49,8 @@ def of(c: Config) -> Needs:
     """The bytes of one training process."""
     import torch
 
+    from vlapost.envs.setups import setup_of
+    from vlapost.experience.datamodule import samples
     from vlapost.policies.checkpoint import empty_network, read_config
     from vlapost.policies.files import stored_model
     from vlapost.policies.memory import needs
@@ -69,6 +72,7 @@ def of(c: Config) -> Needs:
         moment_bits=c.optim.moment_bits,
         batch=c.optim.batch_size,
         scenes=c.env.num_envs,
+        samples=samples(c, setup_of(c.env).task.steps) if "rollout" in c.experience.schedule else 0,
         fused=c.trainer.accelerator != "cpu",
     )
 

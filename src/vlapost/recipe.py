@@ -1,11 +1,12 @@
 """The whole recipe as one command: `python -m vlapost.recipe ppo [key=value ...]`, or `make train-ppo`.
 
-demonstrations -> LoRA warm-up (SFT) -> PPO -> evaluation on held-out episodes before and after, and of the untrained
-starting points. Each stage is a process of its own and is skipped once finished, so the same command continues an
-interrupted recipe. Overrides of `algorithm`, `experience`, `optim`, `trainer` and `policy.critic` go to the RL stage,
-all others to every stage; with the prefix `sft.` they go to the warm-up alone (`sft.trainer.iterations=5`).
+demonstrations -> LoRA warm-up (SFT) -> RL (ppo, grpo or tpo) -> evaluation on held-out episodes before and after, and
+of the untrained starting points. Each stage is a process of its own and is skipped once finished, so the same command
+continues an interrupted recipe. Overrides of `algorithm`, `experience`, `optim`, `trainer` and `policy.critic` go to
+the RL stage, all others to every stage; with the prefix `sft.` they go to the warm-up alone
+(`sft.trainer.iterations=5`).
 
-Writes lightning_logs/<run>/: sft/, ppo/, evaluation-*/, learning_curve.png, summary.json.
+Writes lightning_logs/<run>/: sft/, ppo/ (or grpo/, tpo/), evaluation-*/, learning_curve.png, summary.json.
 """
 
 from __future__ import annotations

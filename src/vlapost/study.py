@@ -119,7 +119,7 @@ def plan(folder: Path, name: str, cell: Cell, seed: int, words: list[str]) -> tu
             (f"warm-up {digest}", at / "sft/adapter", training("sft", *warm_up_words, f"run={warm.run}")),
         ]
     claim(place, cfg, MAY_CHANGE)
-    train_words = [*own, f"run={run_name}", f"policy.adapter={start}"]
+    train_words = [*own, f"run={run_name}", *([f"policy.adapter={start}"] if start else [])]
     stages += [
         (label, one.folder / "adapter", training(cell.conf, *train_words)),
         (f"evaluate {label}", one.report, evaluation(base, one)),

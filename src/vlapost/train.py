@@ -1,4 +1,4 @@
-"""Train one stage: `python -m vlapost.train sft|ppo [key=value ...]`.
+"""Train one stage: `python -m vlapost.train sft|ppo|grpo|tpo [key=value ...]`.
 
 Writes lightning_logs/<run>/<algorithm>/: config.yaml, TensorBoard events, checkpoints/ (the newest two iterations),
 videos/, and at the end adapter/ (what `policy.adapter` of a later stage or an evaluation points at). The same
@@ -145,7 +145,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
             Snapshots(folder / "snapshots", t.snapshot_every),
             Progress(),
             Termination(),
-            *([EarlyStopping("val/demo_loss", patience=t.patience)] if t.patience else []),
+            *([EarlyStopping("val/demo_loss", patience=t.patience, check_finite=False)] if t.patience else []),
         ],
         plugins=[SafeCheckpoints()],
         enable_progress_bar=False,

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -53,7 +54,8 @@ class PolicyModule(L.LightningModule):
         if isinstance(batch, EpisodeBatch):
             means = {name: value.float().mean() for name, value in batch.metrics.items()}
         else:
-            means = {"demo_loss": -self.policy.evaluate(batch.observation, batch.action_tokens).logprob.mean()}
+            logits = cast(Any, self.policy).action_logits(batch.observation, batch.action_tokens)
+            means = {"demo_loss": F.cross_entropy(logits.flatten(0, 1), batch.action_tokens.flatten())}
         values = {f"val/{name}": value for name, value in means.items()}
         self.log_dict(values, on_epoch=True, sync_dist=True, batch_size=len(batch), add_dataloader_idx=False)
 
@@ -96,18 +98,20 @@ class PolicyModule(L.LightningModule):
             where, what = dump(self.newest_batch, Path(self.trainer.log_dir or "."), self.global_rank)
             raise UserError(
                 f"{MOST_SKIPPED} updates in a row had no finite gradient, before optimiser step {self.global_step} "
-                f"({what}); the last minibatch is in {where}, the last checkpoint is untouched: lower optim.lr, or "
-                "look at the minibatch."
+                f"({what}); the last minibatch of each process is beside {where}, the last checkpoint is untouched: "
+                "lower optim.lr, or look at the minibatches."
             )
 
 
 def dump(batch: Any, folder: Path, rank: int) -> tuple[Path, str]:
     """Write the tensors of a batch; returns the file, and which of them are not finite."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(batch)}
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in _tensors(batch)
+    }
     path = folder / f"not-finite-{rank}.safetensors"
     save_file(tensors, path)
     wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    return path, f"not finite in it: {', '.join(wrong)}" if wrong else "all of its numbers are finite"
+    return path, f"not finite in its minibatch: {', '.join(wrong)}" if wrong else "its minibatch is finite"
 
 
 def _tensors(batch: Any) -> list[tuple[str, Tensor]]:

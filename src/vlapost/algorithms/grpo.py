@@ -100,7 +100,9 @@ class GRPO(PolicyModule):
             "return_mean": batch.return_.mean(),
         }
         if batch_idx == 0:
-            measures |= {"ratio_first": policy.ratio, "flat_groups": torch.tensor(self.flat_groups)}
+            measures["ratio_first"] = policy.ratio
+            if a.advantage == "group":
+                measures["flat_groups"] = torch.tensor(self.flat_groups)
         self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=size)
         self.stop_above(policy.kl, a.target_kl)
         return a.policy_coef * policy.loss - a.entropy_coef * entropy

@@ -16,13 +16,14 @@ step, and `experience.schedule=[rollout,demos]` replays demonstrations beside th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlapost.algorithms.base import PolicyModule, reduced_mean_std
+from vlapost.algorithms.sft import token_cross_entropy
 from vlapost.config import AlgorithmConfig, OptimConfig
 from vlapost.contracts import DemoBatch, Policy, Rollout, RolloutBatch
 
@@ -114,11 +115,9 @@ class PPO(PolicyModule):
     def training_step(self, batch: RolloutBatch | DemoBatch, batch_idx: int) -> Tensor:
         """One minibatch of the current rollout, or of demonstrations where the schedule mixes them in."""
         a, size = self.algorithm, len(batch)
-        new = self.policy.evaluate(batch.observation, batch.action_tokens, self.temperature)
         if isinstance(batch, DemoBatch):
-            loss = -new.logprob.mean()
-            self.log("train/imitation_loss", loss, batch_size=size)
-            return a.imitation_coef * loss + 0.0 * new.value.sum()
+            return self._imitate(batch)
+        new = self.policy.evaluate(batch.observation, batch.action_tokens, self.temperature)
         policy = clipped_surrogate(new.logprob, batch.logprob, batch.advantage, a.clip, a.ratio)
         value_loss = clipped_value_loss(new.value, batch.value, batch.return_, a.value_clip, a.huber_delta)
         entropy = new.entropy.mean()
@@ -138,3 +137,12 @@ class PPO(PolicyModule):
         self.log_dict({f"train/{k}": v.detach() for k, v in measures.items()}, batch_size=size)
         self.stop_above(policy.kl, a.target_kl)
         return loss
+
+    def _imitate(self, batch: DemoBatch) -> Tensor:
+        """Behaviour cloning, as in SFT. With several processes the critic needs gradients too: zeros."""
+        policy = cast(Any, self.policy)
+        logits = policy.action_logits(batch.observation, batch.action_tokens)
+        loss = token_cross_entropy(logits, batch.action_tokens, self.algorithm.soft_targets)
+        self.log("train/imitation_loss", loss.detach(), batch_size=len(batch))
+        nothing = sum(p.sum() for p in (*policy.adapter_parameters(), *policy.critic_parameters()))
+        return self.algorithm.imitation_coef * loss + 0.0 * nothing

@@ -35,6 +35,7 @@ class RolloutStats(L.Callback):
         """Start the clock of the iteration."""
         self.start = perf_counter()
         self.samples, self.learning, self.evaluation = 0, 0.0, 0.0
+        self.env_steps: int = trainer.datamodule.env_steps  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Learning begins: forward, backward, update."""
@@ -67,14 +68,13 @@ class RolloutStats(L.Callback):
         if self.learning:
             values["time/learner_samples_per_s"] = self.samples * world / self.learning
         if data.stats:
-            steps = self.samples / data.config.experience.passes
-            values["time/env_steps_per_s"] = steps * world / (total - self.evaluation)
+            values["time/env_steps_per_s"] = (data.env_steps - self.env_steps) / (total - self.evaluation)
             values["rollout/env_steps"] = float(data.env_steps)
         values["memory/host_gib"] = psutil.Process().memory_info().rss * world / 2**30
         module.log_dict(values, sync_dist=True)
         for name in ("iteration", *STAGES):
             self.spent[name] += values.get(f"time/{name}_s", 0.0)
-        self.spent["env_steps"] += self.samples * world / data.config.experience.passes if data.stats else 0.0
+        self.spent["env_steps"] += data.env_steps - self.env_steps
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Say where the time of this process went."""

@@ -205,6 +205,8 @@ def find_setup(env_id: str, obj_set: str, protocol: str = "v2", assets: str = ""
     if protocol not in PROTOCOLS:
         raise UserError(f"env.protocol is '{protocol}'; it must be one of: {', '.join(PROTOCOLS)}.")
     setups = declare(protocol)
+    if env_id not in setups and env_id in declare("v2"):
+        raise UserError(f"env.protocol is '{protocol}', which has no {env_id}; set env.protocol=v2.")
     if env_id not in setups:
         raise UserError(f"env.id is '{env_id}'; it must be one of: {', '.join(setups)}.")
     if obj_set not in setups[env_id]:

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 from itertools import permutations, product
 
-from vlapost.envs.places import CLOSE, OBJECT, RECEPTACLE, SQUARE, Listed, Places
+from vlapost.envs.places import CLOSE, GRID_CENTRE, OBJECT, RECEPTACLE, SQUARE, Listed, Places
 from vlapost.envs.rules import Rule
 from vlapost.envs.setup import Setup, Task
 from vlapost.envs.stations import SINK
@@ -35,7 +35,6 @@ STACK_CUBE = Task(STACK, PACK, STACKED, friction=0.3, release=0.024, over=0.03)
 
 # where and how bodies start; metres, world frame
 EVALUATED = 24  # episodes of each of SimplerEnv's tasks
-CENTRE = (-0.16, 0.0)  # of SimplerEnv's squares, and of the benchmark's
 INNER = tuple(point for point in SQUARE if not set(point) <= {0, 5})  # the benchmark's points but SimplerEnv's corners
 BETWEEN = tuple((x, y) for x in range(1, 10, 2) for y in range(1, 10, 2))  # in half steps of the benchmark's grid
 FLAT, BLOCKS = (0.90, 0.88), (0.90, 0.90)  # heights from which object and receptacle fall
@@ -84,7 +83,7 @@ def _simpler(train: Setup, places: Listed, *degrees: int) -> dict[str, Setup]:
 def _corners(*halves: float) -> tuple[tuple[tuple[float, float], ...], ...]:
     """Ordered pairs of different corners of each square of half edge `halves` metres, in SimplerEnv's order."""
     signs = tuple(product((-1, 1), repeat=2))
-    squares = [[(CENTRE[0] + x * half, CENTRE[1] + y * half) for x, y in signs] for half in halves]
+    squares = [[(GRID_CENTRE[0] + x * half, GRID_CENTRE[1] + y * half) for x, y in signs] for half in halves]
     return tuple(pair for square in squares for pair in permutations(square, 2))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from time import perf_counter
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vlapost.contracts import ACTION_BINS, ACTION_DIM, Metrics, Policy, Rollout, VectorEnv
 
-MEASURES = ("success", "success_once", "grasp", "consecutive_grasp")
+MEASURES = [field.name for field in fields(Metrics)]
 
 
 class Stopwatch:

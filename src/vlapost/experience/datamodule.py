@@ -111,7 +111,7 @@ class ExperienceModule(L.LightningDataModule):
         self.videos = []
         record = self.config.trainer.video_episodes if rank == 0 else 0
         episodes = HeldOutEpisodes(self, ids, record)
-        if not self.config.demos.held_out:
+        if not self.config.demos.held_out or "demos" not in self.config.experience.schedule:
             return [episodes]
         return [episodes, HeldOutDemos(self.demos, self.config.optim.batch_size, rank, world)]
 
@@ -158,11 +158,11 @@ class ExperienceModule(L.LightningDataModule):
             "success_once": float(m.success_once.float().mean()),
             "grasp": float(m.grasp.float().mean()),
             "consecutive_grasp": float(m.consecutive_grasp.float().mean()),
-            "return": float(rollout.reward.sum(0).mean()),
-            "explained_variance": explained_variance(
-                rollout.value, to_go(rollout.reward, rollout.done, c.algorithm.gamma)
-            ),
+            "return": float(rollout.reward.sum()) / len(m.success),
         }
+        if c.policy.critic != "none":
+            target = to_go(rollout.reward, rollout.done, rollout.last_value, c.algorithm.gamma)
+            self.stats["explained_variance"] = explained_variance(rollout.value, target)
         return rollout
 
 
@@ -185,11 +185,11 @@ class HeldOutEpisodes:
 
 
 class HeldOutDemos:
-    """Sized iterable of held-out demonstrations; every `world`-th minibatch is this process's."""
+    """Sized iterable of held-out demonstrations; every `world`-th sample is this process's."""
 
     def __init__(self, feed: DemoFeed, batch_size: int, rank: int, world: int):
-        index = torch.arange(feed.size, feed.size + feed.held_out)
-        self.make, self.parts = feed.make, index.split(batch_size)[rank::world]
+        index = torch.arange(feed.size, feed.size + feed.held_out)[rank::world]
+        self.make, self.parts = feed.make, index.split(batch_size)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -198,11 +198,12 @@ class HeldOutDemos:
         return (self.make(index, None) for index in self.parts)
 
 
-def to_go(reward_TE: Tensor, done_TE: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of the rewards from each step to the end of its episode, `[T, E]`."""
-    result = reward_TE.clone()
-    for t in reversed(range(len(result) - 1)):
-        result[t] += gamma * result[t + 1] * ~done_TE[t]
+def to_go(reward_TE: Tensor, done_TE: Tensor, last_value_E: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each step to the end of its episode, `[T, E]`; `last_value_E` beyond a cut."""
+    result, following = reward_TE.clone(), last_value_E
+    for t in reversed(range(len(result))):
+        result[t] += gamma * following * ~done_TE[t]
+        following = result[t]
     return result
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from functools import cache
 from pathlib import Path
 
 from vlapost.config import UserError
@@ -21,11 +23,24 @@ def locate(checkpoint: str, root: Path) -> Path:
     owner = root / Path(checkpoint).parts[0] if checkpoint else root
     if folder.is_dir() or owner.is_dir() or not _OWNER_AND_NAME.fullmatch(checkpoint):
         return folder
+    return _fetch(checkpoint, folder)
+
+
+def name_of(folder: Path) -> str:
+    """What to call a checkpoint folder: its name, or owner/name of a folder that came from the Hub."""
+    repository = next((part for part in folder.parts if part.startswith("models--")), None)
+    return folder.name if repository is None else repository.removeprefix("models--").replace("--", "/")
+
+
+@cache
+def _fetch(checkpoint: str, folder: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(checkpoint, allow_patterns=DATA_ONLY))
     except Exception as error:  # of the library, of its HTTP client, of the operating system: the remedy is the same
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
             f"policy.checkpoint is '{checkpoint}', which is no folder here, and the Hugging Face Hub does not give it "

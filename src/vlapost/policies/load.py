@@ -41,10 +41,11 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
         lora.load_adapters(network, folder / lora.WEIGHTS)
     if not cfg.train_vision:
         network.vision_backbone.requires_grad_(False)
-    recompute(network, cfg.recompute)
     statistics = statistics_of(network.config, source, *([folder] if cfg.adapter else []))
     policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
     policy.graphs = Graphs() if cfg.cuda_graph else None
+    for part in policy.networks():
+        recompute(part, cfg.recompute)
     if cfg.adapter and policy.value_head is not None:
         load_value_head(policy.value_head, folder)
         if policy.critic_network is not None and (folder / CRITIC_ADAPTER).is_file():

@@ -151,7 +151,7 @@ def remember(network: OpenVLA) -> Exchange:
         if up.any():
             kept += [(p, p.detach().clone()) for p in (down, up)]
         else:
-            kept.append((up, up.new_zeros(()).expand_as(up)))
+            kept.append((up, up.new_zeros(())))
     return kept
 
 
@@ -161,7 +161,7 @@ def exchanged(kept: Exchange) -> Iterator[None]:
     now = [parameter.data for parameter, _ in kept]
     try:
         for parameter, tensor in kept:
-            parameter.data = tensor
+            parameter.data = tensor.to(parameter.device).expand_as(parameter)
         yield
     finally:
         for (parameter, _), tensor in zip(kept, now):

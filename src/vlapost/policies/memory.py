@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlapost.contracts import ACTION_DIM
+from vlapost.contracts import ACTION_DIM, STATE_DIM
 from vlapost.policies import lora, quantize
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.recompute import recompute
@@ -30,7 +30,8 @@ class Needs:
     """Bytes on the training device.
 
     weights: of the frozen base. adapters: adapters and critic, float32. gradients: of those. moments: AdamW's two.
-    activations: kept from a minibatch's forward for its backward. cache: keys and values while a rollout decodes.
+    activations: kept from a minibatch's forward for its backward, and what is computed again in it at a time.
+    cache: keys and values while a rollout decodes. rollout: pictures, and features of frozen encoders, of an iteration.
     trainable: number of weights that learn.
     """
 
@@ -40,17 +41,18 @@ class Needs:
     moments: int
     activations: int
     cache: int
+    rollout: int
     trainable: int
 
     @property
     def learning(self) -> int:
         """At the end of a forward pass in training; what a kernel needs for itself comes on top."""
-        return self.weights + self.adapters + self.gradients + self.moments + self.activations
+        return self.weights + self.adapters + self.gradients + self.moments + self.activations + self.rollout
 
     @property
     def acting(self) -> int:
         """In a rollout: gradients are gone, moments stay."""
-        return self.weights + self.adapters + self.moments + self.cache
+        return self.weights + self.adapters + self.moments + self.cache + self.rollout
 
 
 def needs(
@@ -65,36 +67,46 @@ def needs(
     moment_bits: int,
     batch: int,
     scenes: int,
+    samples: int,
     fused: bool,
     prompt: int = PROMPT,
 ) -> Needs:
     """Bytes for a network on the meta device (it is changed: adapters are put in).
 
     Args:
-        dtype: of the base. critic, quantized, recomputed: as `policy.critic`, `.quantize` and `.recompute`; the second
-            network of a separate critic is left out.
-        batch: samples of a minibatch. scenes: observations acted on at a time. fused: attention does not keep its
-            matrix. prompt: tokens of the instruction.
+        dtype: of the base. critic, quantized, recomputed: as `policy.critic`, `.quantize` and `.recompute`.
+        batch: samples of a minibatch. scenes: observations acted on at a time. samples: of a rollout and process, 0
+            without rollouts. fused: attention does not keep its matrix. prompt: tokens of the instruction.
     """
     network.to(dtype)
     weights = base_bytes(network, quantized)
     lora.add_adapters(network, rank, 16, folded=dtype == torch.float32 and quantized == "none")
     if not train_vision:
         network.vision_backbone.requires_grad_(False)
-    recompute(network, recomputed)
     head = None if critic == "none" else ValueHead(critic_width(critic, network.llama_config.hidden_size)).to("meta")
-    adapters = sum(p.numel() for n, p in network.named_parameters() if "lora_" in n)
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    networks = 2 if critic == "separate" else 1
+    adapters = networks * sum(p.numel() for n, p in network.named_parameters() if "lora_" in n)
+    trainable = networks * sum(p.numel() for p in network.parameters() if p.requires_grad)
     if head is not None:
         count = sum(p.numel() for p in head.parameters())
         adapters, trainable = adapters + count, trainable + count
+    activations = kept_bytes(network, head, critic, batch, prompt, fused)
+    if recomputed != "none":
+        everything = activations
+        recompute(network, recomputed)
+        activations = kept_bytes(network, head, critic, batch, prompt, fused)
+        activations += (everything - activations) // network.llama_config.num_hidden_layers
+    height, width = network.image_size
+    sizes = network.vision_backbone.featurizer.sizes, network.vision_backbone.fused_featurizer.sizes
+    features = sizes[0].patches * (sizes[0].width + sizes[1].width) * dtype.itemsize
     return Needs(
         weights=weights,
         adapters=4 * adapters,
         gradients=4 * trainable,
         moments=trainable * 2 * moment_bits // 8,
-        activations=kept_bytes(network, head, batch, prompt, fused),
+        activations=networks * activations,
         cache=cache_bytes(network, scenes, prompt, dtype),
+        rollout=samples * (3 * height * width + (0 if train_vision else features)),
         trainable=trainable,
     )
 
@@ -127,7 +139,7 @@ def cache_bytes(network: OpenVLA, scenes: int, prompt: int, dtype: torch.dtype) 
     return 2 * scenes * llama.num_hidden_layers * tokens * width * dtype.itemsize
 
 
-def kept_bytes(network: OpenVLA, head: ValueHead | None, batch: int, prompt: int, fused: bool) -> int:
+def kept_bytes(network: OpenVLA, head: ValueHead | None, critic: str, batch: int, prompt: int, fused: bool) -> int:
     """Bytes that autograd keeps between the forward and the backward pass of a minibatch, weights left out."""
     height, width = network.image_size
     storages: dict[int, Any] = {}
@@ -146,7 +158,9 @@ def kept_bytes(network: OpenVLA, head: ValueHead | None, batch: int, prompt: int
         positions = torch.empty(batch, length, dtype=torch.int64, device="meta")
         hidden = network.hidden(embeds, mask, positions)[:, -ACTION_DIM:]
         logprob = network.action_logits(hidden).log_softmax(-1)
-        outcome = -(logprob.exp() * logprob).sum() + (0 if head is None else head(hidden[:, 0]).sum())
+        state = torch.empty(batch, STATE_DIM, device="meta")
+        read = {"hn": hidden[:, -1], "all": hidden.flatten(1), "state": state}.get(critic, hidden[:, 0])
+        outcome = -(logprob.exp() * logprob).sum() + (0 if head is None else head(read).sum())
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     if head is not None:
         weights |= {p.untyped_storage()._cdata for p in head.parameters()}

@@ -1,6 +1,6 @@
 """An adapter added into the weights it was trained on: a checkpoint folder in OpenVLA's layout.
 
-Tensor by tensor from file to file, so memory never holds the model. A merged weight is `W + s B A`, computed in float32
+From file to file, a shard of at most 5 GB at a time. A merged weight is `W + s B A`, computed in float32
 and rounded to the number type the base stores: in bfloat16 part of a small change is lost, and how much is returned.
 """
 
@@ -19,7 +19,9 @@ from vlapost.config import UserError
 from vlapost.policies import lora
 from vlapost.policies.checkpoint import HEAD, STATISTICS, empty_network, read_config, statistics_of, write_json
 from vlapost.policies.files import INDEX, Stored, new_folder, read_tensors, refuse_pickles, stored_model, write_tensors
+from vlapost.policies.hub import name_of
 
+TITLE = "# OpenVLA with a merged adapter"  # first line of the card; such a folder may be replaced
 SHARD_BYTES = 5 * 10**9  # as the published shards
 _TABLE = "language_model.model.embed_tokens.weight"
 _COPIED = (
@@ -160,11 +162,11 @@ pipeline_tag: robotics
 tags: [openvla, vision-language-action]
 ---
 
-# OpenVLA with a merged adapter
+{TITLE}
 
 | | |
 |---|---|
-| base | {source.name} |
+| base | {name_of(source)} |
 | adapter | {adapter.name}, LoRA of rank {rank} and alpha {alpha}, merged into {merged.changed} tensors |
 | change lost by rounding to the base's number type | {merged.lost:.2%} |
 | action statistics | {", ".join(sorted(statistics))}; trained with `{key}` |

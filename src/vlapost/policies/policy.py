@@ -32,6 +32,7 @@ from vlapost.policies.features import Features, Sizes
 from vlapost.policies.files import new_folder, read_json, write_tensors
 from vlapost.policies.folded import keep_folded
 from vlapost.policies.graphs import Graphs
+from vlapost.policies.hub import name_of
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
@@ -85,7 +86,7 @@ class OpenVLAPolicy(nn.Module):
 
     def fixed_weights(self) -> AbstractContextManager[None]:
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
-        parts = ((n.vision_backbone, n.projector, n.language_model.model) for n in self._networks())
+        parts = ((n.vision_backbone, n.projector, n.language_model.model) for n in self.networks())
         return keep_folded(*(module for part in parts for module in part))
 
     @torch.no_grad()
@@ -197,7 +198,7 @@ class OpenVLAPolicy(nn.Module):
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable weights but the value head: adapters, or all weights in use of a policy without adapters."""
-        return (parameter for n in self._networks() for parameter in n.parameters() if parameter.requires_grad)
+        return (parameter for n in self.networks() for parameter in n.parameters() if parameter.requires_grad)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The value head's weights; none without a critic."""
@@ -215,7 +216,8 @@ class OpenVLAPolicy(nn.Module):
         """Write the whole checkpoint folder of a policy without adapters, bfloat16; `folder` is replaced as a whole."""
         save_openvla(self.network, self.source, self.statistics, Path(folder))
 
-    def _networks(self) -> list[OpenVLA]:
+    def networks(self) -> list[OpenVLA]:
+        """The one that acts and, where the critic has its own, that one."""
         return [self.network] if self.critic_network is None else [self.network, self.critic_network]
 
     def _patches(self, network: OpenVLA, observation: Observation) -> Tensor:
@@ -259,7 +261,7 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
     """
     layer = policy.network.language_model.lm_head
     config = lora.lora_config(policy.network, layer.r["default"], layer.lora_alpha["default"])
-    config.base_model_name_or_path = policy.source.name
+    config.base_model_name_or_path = name_of(policy.source)
     with new_folder(Path(folder)) as new:
         write_tensors(policy.adapter_state(), new / lora.WEIGHTS)
         config.save_pretrained(str(new))
@@ -274,7 +276,9 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
 def second_network(network: OpenVLA) -> OpenVLA:
     """A copy whose trainable weights are its own and whose frozen weights are those of `network`, not copied."""
     shared = {id(p): p for p in [*network.parameters(), *network.buffers()] if not p.requires_grad}
-    return copy.deepcopy(network, shared)
+    second = copy.deepcopy(network, shared)
+    second.language_model.lm_head.requires_grad_(False)  # a critic has no use for it
+    return second
 
 
 def _causal(mask: Tensor) -> Tensor:

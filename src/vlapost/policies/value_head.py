@@ -72,9 +72,10 @@ def _from_training_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise UserError(
-            f"{path} is truncated or holds more than tensors, and nothing in it is executed; "
+            f"{path} is truncated, of PyTorch's old format, or holds more than tensors; nothing in it is executed: "
             "delete it to start with a new critic, or copy it again."
         ) from None
-    if not isinstance(state, dict) or not isinstance(state.get("vh"), dict):
+    head = state.get("vh") if isinstance(state, dict) else None
+    if not isinstance(head, dict) or not all(torch.is_tensor(value) for value in head.values()):
         raise UserError(f"{path} has no value head under 'vh'; delete it to start with a new critic.")
-    return state["vh"]
+    return head
