@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from vlapost.config import ROOT, PolicyConfig, UserError, load
 from vlapost.contracts import Metrics, Observation, Step
-from vlapost.experience.collect import Stopwatch, collect, rejudge
+from vlapost.experience.buffer import rejudge
+from vlapost.experience.collect import Stopwatch, collect
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens
 from vlapost.policies.folded import FoldedLinear

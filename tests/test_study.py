@@ -38,11 +38,11 @@ def test_every_cell_is_a_valid_run_of_its_own(figure: str, monkeypatch: pytest.M
     adapters = [p for p in products if p.endswith("adapter") and not p.startswith("study-warm-up")]
     assert len(adapters) == len(grid.cells) * len(grid.seeds)
     settings = []
-    for cell in grid.cells.values():
+    for name, cell in grid.cells.items():
         cfg = config.load(cell.conf, [*grid.words, *cell.words])
         check_batches(cfg, 80)
         settings.append(config.to_yaml(cfg) + str(cell.warm_up))
-        _, stages = study.plan(tmp_path / "lightning_logs/x", "cell", cell, 0, grid.words)
+        _, stages = study.plan(tmp_path / "lightning_logs/x", name, cell, 0, grid.words)
         trainings = [stage[2] for stage in stages if stage[1].name == "adapter"]
         for work in trainings:  # their words can be read
             (words,) = (c.cell_contents for c in work.__closure__ if isinstance(c.cell_contents, tuple))

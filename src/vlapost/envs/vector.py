@@ -46,6 +46,7 @@ class SceneVector:
         self.scenes = scenes
         self.num_envs = num_envs
         self._resets = 0
+        self._images, self._labels = torch.empty(0), torch.empty(0)  # of the newest observation
 
     @property
     def steps(self) -> int:
