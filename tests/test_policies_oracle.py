@@ -152,7 +152,7 @@ def test_every_piece_of_the_studys_evaluation(
 def test_whole_vocabulary(policy: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
     """Where all words compete: the log-probabilities of the forced tokens among 32064."""
     tokens = expected["forced.tokens"]
-    hidden, _ = policy._forward(observation, 31999 - tokens[:, :-1])
+    hidden, _ = policy._forward(policy.network, observation, 31999 - tokens[:, :-1])
     logprob = policy.network.language_model.lm_head(hidden).log_softmax(-1)
     close(logprob.gather(2, tokens[..., None])[..., 0], expected["forced.logprob_full_vocab"], LOGITS)
 
@@ -177,7 +177,7 @@ def test_greedy_over_the_actions(
 ) -> None:
     output = policy.act(observation, None)
     assert torch.equal(31999 - output.action_tokens, expected["rl.greedy.tokens"])
-    close(output.logprob, expected["rl.greedy.logprob_sum"][:, 0], LOGITS)
+    close(output.logprob.sum(1), expected["rl.greedy.logprob_sum"][:, 0], LOGITS)
     close(output.value, expected["rl.greedy.values"][:, 0], FEATURES)
 
 
@@ -253,7 +253,7 @@ def test_adapter_as_two_products(
     """The layer that bases in bfloat16 or 4 bits use, here in float32."""
     network = load_openvla(folders[0], "cpu", torch.float32)
     lora.add_adapters(network, rank=32, alpha=16, folded=False)
-    lora.load_adapters(network, folders[1])
+    lora.load_adapters(network, folders[1] / lora.WEIGHTS)
     policy = OpenVLAPolicy(network, folders[0], adapted.statistics, "bridge_orig", critic="none")
     policy.prompts.cache = adapted.prompts.cache
     logits = policy.action_logits(observation, 31999 - expected["forced.tokens"])

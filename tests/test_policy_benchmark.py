@@ -56,7 +56,8 @@ def test_the_tables_of_a_gpu_come_out_of_a_cpu_too() -> None:
     rows = benchmark.show("acting", benchmark.acting(TOY[0], "cpu", (1,), peak))
     rows += benchmark.show("learning", benchmark.learning(TOY[0], "cpu", (1,), peak))
     assert {row["recompute"] for row in rows if "recompute" in row} == {"none", "mlp", "blocks"}
-    assert all(row["samples_per_s"] > 0 and row["share_of_roofline"] > 0 for row in rows)
+    assert all(row["samples_per_s"] > 0 for row in rows)
+    assert all(row["share_of_roofline"] > 0 for row in rows if row["base"] == "none")
 
 
 def test_peak_is_what_was_there_at_once() -> None:

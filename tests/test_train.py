@@ -269,7 +269,7 @@ def test_three_infinite_gradients_in_a_row_stop_the_run(tiny: Path, tmp_path: Pa
     for _ in range(2):
         assert not step(module, optimizer, parameters, float("nan"))
     before = [p.detach().clone() for p in parameters]
-    with pytest.raises(UserError, match=r"3 updates in a row .* step 7 \(not finite in it: advantage\)"):
+    with pytest.raises(UserError, match=r"3 updates in a row .* step 7 \(not finite in its minibatch: advantage\)"):
         step(module, optimizer, parameters, float("nan"))
     assert all(torch.equal(a, b) for a, b in zip(before, parameters))
     written = load_file(tmp_path / "not-finite-0.safetensors")

@@ -31,7 +31,7 @@ def run(words: list[str]) -> None:
     ours = card.is_file() and TITLE in card.read_text()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
         raise UserError(f"{folder} is there and was not written by this command; give another folder as OUT.")
-    if folder.resolve() in (source.resolve(), adapter.resolve()):
+    if folder.resolve() == source.resolve():
         raise UserError(f"{folder} is what is to be merged; give another folder as OUT.")
     merged = merge(source, adapter, c.policy.unnorm_key, folder)
     cli.console.print(

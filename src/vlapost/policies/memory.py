@@ -90,12 +90,12 @@ def needs(
     if head is not None:
         count = sum(p.numel() for p in head.parameters())
         adapters, trainable = adapters + count, trainable + count
+    forgotten = recompute(network, recomputed)
     activations = kept_bytes(network, head, critic, batch, prompt, fused)
-    if recomputed != "none":
-        everything = activations
-        recompute(network, recomputed)
-        activations = kept_bytes(network, head, critic, batch, prompt, fused)
-        activations += (everything - activations) // network.llama_config.num_hidden_layers
+    for part in {sum(p.numel() for p in part.parameters()): part for part in forgotten}.values():  # one of each size
+        again, part.forward = part.forward, type(part).forward.__get__(part)  # as if it were kept
+        activations = max(activations, kept_bytes(network, head, critic, batch, prompt, fused))
+        part.forward = again
     height, width = network.image_size
     sizes = network.vision_backbone.featurizer.sizes, network.vision_backbone.fused_featurizer.sizes
     features = sizes[0].patches * (sizes[0].width + sizes[1].width) * dtype.itemsize

@@ -15,11 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from vlapost.policies.openvla import OpenVLA
 
 
-def recompute(network: OpenVLA, what: str) -> None:
+def recompute(network: OpenVLA, what: str) -> list[nn.Module]:
     """Set it up in place; gradients stay the same.
 
     Args:
         what: none | mlp | blocks.
+
+    Returns:
+        The modules whose inside is forgotten.
     """
     layers = network.language_model.model.layers
     backbone = network.vision_backbone
@@ -30,6 +33,7 @@ def recompute(network: OpenVLA, what: str) -> None:
     }
     for module in parts[what]:
         _forget(module)
+    return parts[what]
 
 
 def _forget(module: nn.Module) -> None:
