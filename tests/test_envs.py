@@ -286,6 +286,8 @@ def test_what_a_critic_is_told(env):
     for _ in range(3):
         seen = act(env, (0, 0, 0)).observation
     assert seen.state[:, 12].tolist() == [1, 0]  # success of the first scene
+    scene.object.set_pose(sapien.Pose([0.0, 0.0, -30.0]))  # fell off the table long ago
+    assert act(env, (0, 0, 0)).observation.state[0, 1:4].abs().max() == 10
 
 
 @pytest.fixture(scope="module")

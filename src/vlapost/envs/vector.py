@@ -127,7 +127,8 @@ class SceneVector:
         """`contracts.Observation.state` of the present, on CPU."""
         object_, receptacle, gripper, qpos = (torch.cat(x).cpu() for x in zip(*map(_ground_truth, self.scenes)))
         left = 1 - self._done.unsqueeze(1) / self.steps
-        places = [(p - torch.tensor(WORKSPACE)) / 0.05 for p in (object_, receptacle, gripper[:, :3])]
+        bodies = (object_, receptacle, gripper[:, :3])
+        places = [((p - torch.tensor(WORKSPACE)) / 0.05).clamp(-10, 10) for p in bodies]  # what falls, falls for ever
         opening = (qpos[:, -1:] - CLOSED) / (OPEN - CLOSED)
         held = torch.cat([scene.progress.held for scene in self.scenes]) > 0
         m = self._metrics()
