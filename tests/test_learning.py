@@ -56,11 +56,11 @@ def test_ppo_earns_more_than_it_did(seed: int, tiny: Path, tmp_path: Path):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sft_does_what_it_was_shown(seed: int, tiny: Path, tmp_path: Path):
     """Demonstrations of the lowest bin of z on random pictures, then one rollout."""
-    words = [*WORDS, f"policy.checkpoint={tiny}", f"seed={seed}", "trainer.iterations=2"]
+    words = [*WORDS, f"policy.checkpoint={tiny}", f"seed={seed}", "trainer.iterations=2", "optim.lr=3e-2"]
     cfg = config.load("ppo", [*words, "experience.schedule=[demos,rollout]", "experience.demo_steps=60"])
     image = torch.randint(0, 256, (40, 128, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     tokens = torch.full((40, 7), 128)
     tokens[:, 2] = 0
     demos = DemoFeed(40, lambda i, g: DemoBatch(Observation(image[i], ("put carrot on plate",) * len(i)), tokens[i]))
     (found,) = returns(cfg, tmp_path, demos)
-    assert found > 2  # 0 +- 0.8 without learning; 80 steps of 3 cm are 24
+    assert found > 1.6  # two standard errors of chance; 80 steps of 3 cm are 24
