@@ -34,8 +34,7 @@ class Observation:
     patches: `[B, P, Dv]` features of the images where a frozen image encoder has computed them already (`Policy.see`).
     state: `[B, STATE_DIM]` float32, what a critic may be told in training and an actor never is: the share of the time
         that is left; positions of object, receptacle and gripper in the robot base frame, in units of 5 cm from the
-        middle of the workspace, at most 10; the fingers' opening, 0 to 1; whether the object is held; the four
-        `Metrics`.
+        middle of the workspace, at most 10; the fingers' opening, 0 to 1; whether the object is held; `Metrics`.
     """
 
     image: Tensor
