@@ -47,32 +47,29 @@ def generate(policy: OpenVLAPolicy, observation: Observation) -> Tensor:
     return LAST_ID - found
 
 
-def all_logits(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) -> Tensor:
-    """Log-probabilities `[B, A]` by way of the logits of every position over the whole vocabulary."""
+def forward(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor, hidden: bool) -> Any:
+    """transformers' own forward over the whole sequence, with all logits and, if wanted, all hidden states."""
     patches, ids, mask = inputs(policy, observation)
     mask = F.pad(mask, (0, ACTION_DIM - 1), value=True)
-    embeds = policy.network.embed(patches, torch.cat([ids, LAST_ID - tokens[:, :-1]], 1))
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    logits = policy.network.language_model(
-        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=False
-    ).logits
+    return policy.network.language_model(
+        inputs_embeds=policy.network.embed(patches, torch.cat([ids, LAST_ID - tokens[:, :-1]], 1)),
+        attention_mask=mask.long(),
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        use_cache=False,
+        output_hidden_states=hidden,
+    )
+
+
+def all_logits(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) -> Tensor:
+    """Log-probabilities `[B, A]` by way of the logits of every position over the whole vocabulary."""
+    logits = forward(policy, observation, tokens, hidden=False).logits
     actions = logits[:, -ACTION_DIM:, FIRST_ID : LAST_ID + 1].flip(-1)
     return actions.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
 
 
 def everything_kept(policy: OpenVLAPolicy, observation: Observation, tokens: Tensor) -> None:
     """A training step with all logits and all hidden states, and the critic on one of these."""
-    patches, ids, mask = inputs(policy, observation)
-    mask = F.pad(mask, (0, ACTION_DIM - 1), value=True)
-    embeds = policy.network.embed(patches, torch.cat([ids, LAST_ID - tokens[:, :-1]], 1))
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    output = policy.network.language_model(
-        inputs_embeds=embeds,
-        attention_mask=mask.long(),
-        position_ids=positions,
-        use_cache=False,
-        output_hidden_states=True,
-    )
+    output = forward(policy, observation, tokens, hidden=True)
     logprob = output.logits.float().log_softmax(-1)[:, -ACTION_DIM:]
     chosen = logprob.gather(2, LAST_ID - tokens[..., None])
     value = policy._value(output.hidden_states[-1][:, -ACTION_DIM:], observation)

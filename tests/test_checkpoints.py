@@ -20,6 +20,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from tests.helpers import with_effect
 
 from vlapost import cli, config, export
 from vlapost.config import PolicyConfig, UserError
@@ -70,12 +71,7 @@ def settings(checkpoint: Path, adapter: Path | str = "", **changes: str) -> Poli
 def trained(checkpoint: Path) -> OpenVLAPolicy:
     """A policy whose adapters and critic are not zero."""
     torch.manual_seed(1)
-    policy = load_policy(settings(checkpoint), "cpu", torch.float32)
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name or "head_l3" in name:
-                parameter.normal_(std=0.1)
-    return policy
+    return with_effect(load_policy(settings(checkpoint), "cpu", torch.float32))
 
 
 @pytest.fixture(scope="module")

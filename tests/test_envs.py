@@ -247,6 +247,12 @@ def test_truncation_at_80(env):
     assert not env.step(still).truncated
 
 
+@pytest.fixture
+def telling(env, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "tells_state", True)
+
+
+@pytest.mark.usefixtures("telling")
 def test_a_restarted_scene_is_as_new_and_the_other_goes_on(env):
     def play(restart: bool) -> list[Observation]:
         seen = [env.reset(ids(episode(CARROT), episode(CARROT)))]
@@ -271,6 +277,11 @@ def test_a_restarted_scene_is_as_new_and_the_other_goes_on(env):
     assert other[-1].state[:, 0].tolist() == pytest.approx([1 - 4 / 80, 1 - 2 / 80])
 
 
+def test_nobody_is_told_who_does_not_ask(env):
+    assert env.reset(ids(episode(CARROT), episode(CARROT))).state is None
+
+
+@pytest.mark.usefixtures("telling")
 def test_what_a_critic_is_told(env):
     seen = env.reset(ids(episode(CARROT), episode(CARROT)))
     truth = env.ground_truth()

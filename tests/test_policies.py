@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft.tuners import lora as peft_lora
 from safetensors.torch import load_file, save_file
+from tests.helpers import with_effect
 
 from vlapost.config import ROOT, PolicyConfig, UserError, load
 from vlapost.contracts import Metrics, Observation, Step
@@ -59,12 +60,7 @@ def config(checkpoint: Path, adapter: str = "", critic: str = "h0") -> PolicyCon
 def make(checkpoint: Path, dtype: torch.dtype = torch.float32) -> OpenVLAPolicy:
     """A policy whose adapters and critic are not zero, so that they matter."""
     torch.manual_seed(1)
-    policy = load_policy(config(checkpoint), "cpu", dtype)
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name or "head_l3" in name:
-                parameter.normal_(std=0.1)
-    return policy
+    return with_effect(load_policy(config(checkpoint), "cpu", dtype))
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from vlapost.algorithms.base import reduced_mean_std
+from vlapost.algorithms.base import reduced_mean_std, token_cross_entropy
 from vlapost.algorithms.ppo import clipped_surrogate, clipped_value_loss, gae
-from vlapost.algorithms.sft import token_cross_entropy
 
 REWARD = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
 NEVER = torch.zeros(3, 1, dtype=torch.bool)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import with_effect
 
 from vlapost.algorithms.base import adamw
 from vlapost.config import ROOT, UserError, load
@@ -28,11 +29,7 @@ def make(dtype: torch.dtype = torch.float32, **changes: str | int | bool) -> Ope
     torch.manual_seed(1)
     base = load("base").policy
     policy = load_policy(replace(base, checkpoint=str(ROOT / base.checkpoint), critic="h0", **changes), "cpu", dtype)
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name or "head_l3" in name:
-                parameter.normal_(std=0.05)
-    return policy
+    return with_effect(policy, std=0.05)
 
 
 @pytest.fixture(scope="module")

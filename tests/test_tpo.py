@@ -94,9 +94,10 @@ def rollout(T: int, return_E: list[float]) -> Rollout:
 
 
 def learner(batch_size: int, accumulate: int) -> tuple[TPO, Linear]:
-    cfg = load("tpo", [f"optim.batch_size={batch_size}", f"optim.accumulate={accumulate}", "algorithm.beta=0.3"])
+    sizes = [f"optim.batch_size={batch_size}", f"optim.accumulate={accumulate}", "experience.same_start=4"]
+    cfg = load("tpo", [*sizes, "algorithm.beta=0.3"])
     policy = Linear()
-    module = TPO(policy, cfg.algorithm, cfg.optim, 10, temperature=1.0, group_size=4)  # type: ignore[arg-type]
+    module = TPO(policy, cfg.algorithm, cfg.experience, cfg.optim, 10)  # type: ignore[arg-type]
     module.log = module.log_dict = lambda *a, **k: None  # type: ignore[method-assign,assignment]
     with torch.no_grad():  # has learned something since it started
         policy.weight += torch.randn(12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 0.2

@@ -66,15 +66,14 @@ def build_actor(config: Config) -> Actor:
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:
     """The learning rule named by `algorithm.name`."""
     a, optim, steps = config.algorithm, config.optim, total_steps(config)
-    temperature, group = config.experience.temperature, config.experience.same_start
     if a.name == "sft":
         return SFT(policy, a, optim, steps)
     if a.name == "ppo":
-        return PPO(policy, a, optim, steps, temperature)
+        return PPO(policy, a, config.experience, optim, steps)
     if a.name == "grpo":
-        return GRPO(policy, a, optim, steps, temperature, group)
+        return GRPO(policy, a, config.experience, optim, steps)
     if a.name == "tpo":
-        return TPO(policy, a, optim, steps, temperature, group)
+        return TPO(policy, a, config.experience, optim, steps)
     raise UserError(f"algorithm.name is '{a.name}'; it must be sft, ppo, grpo or tpo.")
 
 
@@ -148,7 +147,9 @@ class PlaceOnPlate:
 
     def make(self) -> VectorEnv:
         """Build the scenes."""
-        return make_env(self.config.env)
+        env = make_env(self.config.env)
+        env.tells_state = self.config.policy.critic == "state"
+        return env
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform training episode ids `[count]`."""

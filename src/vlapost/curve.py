@@ -10,16 +10,15 @@ Overrides go where those of the recipe go. Writes lightning_logs/<run>/: curve.p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlapost import cli, config, evaluate
+from vlapost import cli, config
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.charts import pyplot, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, split_words, training
+from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, evaluation, perform, split_words, training
 from vlapost.train import claim, processes
 
 STEPS = 400_000
@@ -64,10 +63,18 @@ def run(argv: list[str]) -> None:
             demonstrations(more, folder / f"demos-{count}.json", f"{count} demonstrations"),
             (f"SFT on {count} demonstrations", lines[count], training("sft", *more_words)),
         ]
+
+    def on(set_: str) -> Config:
+        return replace(base, env=replace(base.env, obj_set=set_), evaluation=replace(base.evaluation, videos=0))
+
     adapters = {f"{cfg.algorithm.name}-{n:05d}": path for n, path in points.items()}
     adapters |= {f"sft-{count}": path for count, path in lines.items() if count in MORE}
     stages += [
-        (f"evaluate {label}, {set_}", report(folder, label, set_), evaluation(base, folder, label, set_, path))
+        (
+            f"evaluate {label}, {set_}",
+            report(folder, label, set_),
+            evaluation(on(set_), path, report(folder, label, set_).parent),
+        )
         for label, path in adapters.items()
         for set_ in sets
     ]
@@ -100,17 +107,6 @@ def sets_of(base: Config) -> dict[str, str]:
 def report(folder: Path, label: str, set_: str) -> Path:
     """Where the evaluation of an adapter on an object set is summarised."""
     return folder / "evaluation" / f"{label}-{set_}" / "report.json"
-
-
-def evaluation(base: Config, folder: Path, label: str, set_: str, adapter: Path) -> Callable[[], object]:
-    """The work of evaluating an adapter on an object set."""
-    c = replace(
-        base,
-        env=replace(base.env, obj_set=set_),
-        policy=replace(base.policy, adapter=str(adapter.relative_to(ROOT))),
-        evaluation=replace(base.evaluation, videos=0),
-    )
-    return lambda: evaluate.evaluate(c, report(folder, label, set_).parent)
 
 
 def draw(folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, int], lines: list[int]) -> None:

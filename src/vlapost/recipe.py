@@ -26,8 +26,8 @@ from rich.table import Table
 
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, EnvConfig, UserError
-from vlapost.evaluation.charts import pyplot, save_figure
-from vlapost.evaluation.summary import METRICS, write_json
+from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
+from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.train import claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
@@ -55,18 +55,16 @@ def run(argv: list[str]) -> None:
     rl = cfg.algorithm.name
     warm, tuned = folder / "sft/adapter", folder / f"{rl}/adapter"
 
-    def evaluation(label: str, adapter: Path | None) -> Callable[[], object]:
-        place = str(adapter.relative_to(ROOT)) if adapter else ""
-        c = replace(base, policy=replace(base.policy, adapter=place))
-        return lambda: evaluate.evaluate(c, folder / f"evaluation-{label}")
+    def evaluated(label: str, adapter: Path | None) -> Callable[[], object]:
+        return evaluation(base, adapter, folder / f"evaluation-{label}")
 
     stages: list[Stage] = [
         demonstrations(warmup_cfg, folder / "demos.json"),
-        ("evaluate base", folder / "evaluation-base/report.json", evaluation("base", None)),
+        ("evaluate base", folder / "evaluation-base/report.json", evaluated("base", None)),
         ("warm-up", warm, training("sft", *warmup_words)),
-        ("evaluate before", folder / "evaluation-before/report.json", evaluation("before", warm)),
+        ("evaluate before", folder / "evaluation-before/report.json", evaluated("before", warm)),
         (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={warm.relative_to(ROOT)}")),
-        ("evaluate after", folder / "evaluation-after/report.json", evaluation("after", tuned)),
+        ("evaluate after", folder / "evaluation-after/report.json", evaluated("after", tuned)),
     ]
     summarise(cfg, folder, perform(folder, stages))
 
@@ -104,6 +102,16 @@ def perform(folder: Path, stages: list[Stage]) -> dict[str, float]:
             seconds[title] = seconds.get(title, 0.0) + time.perf_counter() - begin
             write_json(seconds_file, seconds)
     return seconds
+
+
+def evaluation(cfg: Config, adapter: Path | None, folder: Path) -> Callable[[], object]:
+    """The work of evaluating an adapter (None: the checkpoint without one) into `folder`."""
+
+    def work() -> object:
+        place = str(adapter.relative_to(ROOT)) if adapter else ""
+        return evaluate.evaluate(replace(cfg, policy=replace(cfg.policy, adapter=place)), folder)
+
+    return work
 
 
 def training(*words: str) -> Callable[[], object]:
@@ -150,7 +158,7 @@ def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:
         table.add_column(f"{label}\n{what}", justify="right")
     for metric in METRICS:
         cells = [summary[label][metric] for label in columns]
-        table.add_row(metric, *[f"{c['mean']:.1%}  [{c['low']:.1%}, {c['high']:.1%}]" for c in cells])
+        table.add_row(metric, *map(percent, cells))
     cli.console.print(table)
     total = sum(seconds.values())
     cli.console.print(
@@ -196,12 +204,10 @@ def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> 
     steps = curve["rollout/env_steps"]
     for metric, colour in zip(METRICS, ("tab:green", "tab:olive", "tab:blue", "tab:purple")):
         values = curve[f"rollout/{metric}"]
-        smooth = [sum(values[max(0, i - 4) : i + 1]) / len(values[max(0, i - 4) : i + 1]) for i in range(len(values))]
-        axis.plot(steps, smooth, color=colour, label=metric)
+        axis.plot(steps, smooth(values), color=colour, label=metric)
         for place, label in ((0, "before"), (steps[-1] if steps else 0, "after")):
             c = summary[label][metric]
-            error = [[max(0.0, c["mean"] - c["low"])], [max(0.0, c["high"] - c["mean"])]]
-            axis.errorbar(place, c["mean"], yerr=error, color=colour, marker="o", capsize=3)
+            axis.errorbar(place, c["mean"], yerr=whiskers(c), color=colour, marker="o", capsize=3)
     axis.set_xlabel("environment steps")
     axis.set_ylabel("share of episodes")
     axis.set_ylim(-0.02, 1.02)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -22,11 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 
-from vlapost import cli, config, evaluate
-from vlapost.config import CONF, ROOT, Config, UserError
-from vlapost.evaluation.charts import pyplot, save_figure
-from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, rollout_curve, split_words, training
+from vlapost import cli, config
+from vlapost.config import CONF, ROOT, UserError
+from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
+from vlapost.evaluation.summary import METRICS, percent, write_json
+from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, evaluation, perform, rollout_curve, split_words, training
 from vlapost.train import claim
 
 
@@ -104,7 +103,7 @@ def plan(folder: Path, name: str, cell: Cell, seed: int, words: list[str]) -> tu
     own = [w for w in words if not w.startswith("sft.")]
     cfg = config.load(cell.conf, [*own, f"run={run_name}"])
     shared, warm_up_words = split_words(words, run_name)
-    base = config.load("base", shared)
+    base = config.load("base", [*shared, "evaluation.videos=0"])
     place = ROOT / "lightning_logs" / run_name
     one = Run(name, seed, place / cfg.algorithm.name, place / "evaluation/report.json")
     stages, start = [], ""
@@ -122,16 +121,9 @@ def plan(folder: Path, name: str, cell: Cell, seed: int, words: list[str]) -> tu
     train_words = [*own, f"run={run_name}", *([f"policy.adapter={start}"] if start else [])]
     stages += [
         (label, one.folder / "adapter", training(cell.conf, *train_words)),
-        (f"evaluate {label}", one.report, evaluation(base, one)),
+        (f"evaluate {label}", one.report, evaluation(base, one.folder / "adapter", one.report.parent)),
     ]
     return one, stages
-
-
-def evaluation(base: Config, one: Run) -> Callable[[], object]:
-    """The work of evaluating a trained cell."""
-    place = str((one.folder / "adapter").relative_to(ROOT))
-    c = replace(base, policy=replace(base.policy, adapter=place), evaluation=replace(base.evaluation, videos=0))
-    return lambda: evaluate.evaluate(c, one.report.parent)
 
 
 def draw(folder: Path, study: Study, runs: list[Run]) -> None:
@@ -168,8 +160,7 @@ def draw(folder: Path, study: Study, runs: list[Run]) -> None:
             axis.plot(*mean, color=colour, linewidth=2, label=name)
         for k, seed in enumerate(study.seeds):
             s = scores[name, seed]["success_end"]
-            error = [[s["mean"] - s["low"]], [s["high"] - s["mean"]]]
-            axes[2].errorbar(number + 0.12 * k, s["mean"], yerr=error, color=colour, marker="o", capsize=3)
+            axes[2].errorbar(number + 0.12 * k, s["mean"], yerr=whiskers(s), color=colour, marker="o", capsize=3)
     for axis, label in zip(axes, ("environment steps", "minutes", "held-out episodes")):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
@@ -184,14 +175,9 @@ def draw(folder: Path, study: Study, runs: list[Run]) -> None:
         table.add_column(column, justify="left" if column == "cell" else "right")
     for name in study.cells:
         cells = [scores[name, seed]["success_end"] for seed in study.seeds]
-        table.add_row(name, *[f"{c['mean']:.1%}  [{c['low']:.1%}, {c['high']:.1%}]" for c in cells])
+        table.add_row(name, *map(percent, cells))
     cli.console.print(table)
     cli.console.print(f"Wrote {folder / 'study.png'} and study.json.", soft_wrap=True)
-
-
-def smooth(values: list[float], window: int = 5) -> list[float]:
-    """Mean of each value and those before it, at most `window`."""
-    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
 
 
 if __name__ == "__main__":

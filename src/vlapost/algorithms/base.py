@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlapost.config import OptimConfig, UserError
-from vlapost.contracts import DemoBatch, EpisodeBatch, Policy
+from vlapost.config import AlgorithmConfig, ExperienceConfig, OptimConfig, UserError
+from vlapost.contracts import ACTION_BINS, DemoBatch, EpisodeBatch, Policy
 
 MOST_SKIPPED = 3  # updates in a row
 
@@ -55,7 +55,7 @@ class PolicyModule(L.LightningModule):
             means = {name: value.float().mean() for name, value in batch.metrics.items()}
         else:
             logits = cast(Any, self.policy).action_logits(batch.observation, batch.action_tokens)
-            means = {"demo_loss": F.cross_entropy(logits.flatten(0, 1), batch.action_tokens.flatten())}
+            means = {"demo_loss": token_cross_entropy(logits, batch.action_tokens)}
         values = {f"val/{name}": value for name, value in means.items()}
         self.log_dict(values, on_epoch=True, sync_dist=True, batch_size=len(batch), add_dataloader_idx=False)
 
@@ -101,6 +101,35 @@ class PolicyModule(L.LightningModule):
                 f"({what}); the last minibatch of each process is beside {where}, the last checkpoint is untouched: "
                 "lower optim.lr, or look at the minibatches."
             )
+
+
+class RolloutModule(PolicyModule):
+    """A policy that learns from its own rollouts, at the temperature they were sampled at."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: AlgorithmConfig,
+        experience: ExperienceConfig,
+        optim: OptimConfig,
+        total_steps: int,
+    ):
+        super().__init__(policy, optim, total_steps)
+        self.algorithm = algorithm
+        self.temperature, self.group_size = experience.temperature, experience.same_start
+
+
+def token_cross_entropy(logits_BAV: Tensor, tokens_BA: Tensor, width: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the demonstrated tokens, a scalar.
+
+    With `width` > 0 the target is no single bin but a normal distribution around it with that deviation in bins: a
+    neighbour is less wrong than a stranger.
+    """
+    logits, tokens = logits_BAV.float().flatten(0, 1), tokens_BA.flatten()
+    if width == 0:
+        return F.cross_entropy(logits, tokens)
+    distance = torch.arange(ACTION_BINS, device=tokens.device) - tokens.unsqueeze(1)
+    return F.cross_entropy(logits, (-0.5 * (distance / width).square()).softmax(-1))
 
 
 def dump(batch: Any, folder: Path, rank: int) -> tuple[Path, str]:

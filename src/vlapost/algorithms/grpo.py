@@ -22,10 +22,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlapost.algorithms.base import PolicyModule, reduced_mean_std
+from vlapost.algorithms.base import RolloutModule, reduced_mean_std
 from vlapost.algorithms.ppo import clipped_surrogate
-from vlapost.config import AlgorithmConfig, OptimConfig
-from vlapost.contracts import Policy, Rollout, RolloutBatch
+from vlapost.contracts import Rollout, RolloutBatch
 
 EPSILON = 1e-5
 
@@ -42,48 +41,39 @@ def group_advantage(reward_TE: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return advantage_GN.masked_fill(flat_G1, 0.0).flatten().expand_as(reward_TE), flat_G1[:, 0]
 
 
+def to_come(x_TE: Tensor) -> Tensor:
+    """Sum from each step on, `[T, E]`."""
+    return x_TE.flip(0).cumsum(0).flip(0)
+
+
 def valid_reward_advantage(reward_TE: Tensor) -> Tensor:
     """Sum from each step on of the rewards that are not zero, standardised among themselves (paper eq. 3-4)."""
     valid_TE = reward_TE != 0
     mean, std = reduced_mean_std(reward_TE[valid_TE])
     normalised = torch.where(valid_TE, (reward_TE - mean) / (std + EPSILON), 0.0)
-    return normalised.flip(0).cumsum(0).flip(0)
+    return to_come(normalised)
 
 
 def whole_reward_advantage(reward_TE: Tensor) -> Tensor:
     """Sum from each step on of all rewards, standardised, zeros too (paper eq. 5-6)."""
     mean, std = reduced_mean_std(reward_TE)
-    return ((reward_TE - mean) / (std + EPSILON)).flip(0).cumsum(0).flip(0)
+    return to_come((reward_TE - mean) / (std + EPSILON))
 
 
-class GRPO(PolicyModule):
+class GRPO(RolloutModule):
     """Group relative policy optimisation on action log-probabilities."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        algorithm: AlgorithmConfig,
-        optim: OptimConfig,
-        total_steps: int,
-        temperature: float,
-        group_size: int,
-    ):
-        super().__init__(policy, optim, total_steps)
-        self.algorithm = algorithm
-        self.temperature, self.group_size = temperature, group_size
-        self.flat_groups = 0.0  # share of the newest rollout's groups
+    flat_groups = 0.0  # share of the newest rollout's groups
 
     def advantage(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Advantage of a rollout and the sum of the rewards to come, `[T, E]` each."""
         reward, form = rollout.reward, self.algorithm.advantage
-        to_come = reward.flip(0).cumsum(0).flip(0)
-        if form == "valid":
-            return valid_reward_advantage(reward), to_come
-        if form == "whole":
-            return whole_reward_advantage(reward), to_come
-        advantage, flat = group_advantage(reward, self.group_size)
-        self.flat_groups = float(flat.float().mean())
-        return advantage, to_come
+        if form == "group":
+            advantage, flat = group_advantage(reward, self.group_size)
+            self.flat_groups = float(flat.float().mean())
+        else:
+            advantage = valid_reward_advantage(reward) if form == "valid" else whole_reward_advantage(reward)
+        return advantage, to_come(reward)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """One minibatch of the current rollout."""

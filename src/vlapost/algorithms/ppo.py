@@ -22,10 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlapost.algorithms.base import PolicyModule, reduced_mean_std
-from vlapost.algorithms.sft import token_cross_entropy
-from vlapost.config import AlgorithmConfig, OptimConfig
-from vlapost.contracts import DemoBatch, Policy, Rollout, RolloutBatch
+from vlapost.algorithms.base import RolloutModule, reduced_mean_std, token_cross_entropy
+from vlapost.contracts import DemoBatch, Rollout, RolloutBatch
 
 
 def gae(
@@ -85,20 +83,8 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, return_: Tensor, clip: 
     return huber.mean()
 
 
-class PPO(PolicyModule):
+class PPO(RolloutModule):
     """Proximal policy optimisation on action log-probabilities."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        algorithm: AlgorithmConfig,
-        optim: OptimConfig,
-        total_steps: int,
-        temperature: float,
-    ):
-        super().__init__(policy, optim, total_steps)
-        self.algorithm = algorithm
-        self.temperature = temperature
 
     def advantage(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Advantage (normalised over the buffers of all processes) and return of a rollout, `[T, E]` each."""

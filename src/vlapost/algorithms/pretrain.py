@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlapost.algorithms.base import PolicyModule, adamw
-from vlapost.algorithms.sft import token_cross_entropy
+from vlapost.algorithms.base import PolicyModule, adamw, token_cross_entropy
 from vlapost.config import GroundingConfig, OptimConfig
 from vlapost.contracts import GroundedBatch, Policy
 

@@ -10,26 +10,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vlapost.algorithms.base import PolicyModule
+from vlapost.algorithms.base import PolicyModule, token_cross_entropy
 from vlapost.config import AlgorithmConfig, OptimConfig
-from vlapost.contracts import ACTION_BINS, DemoBatch, Policy
-
-
-def token_cross_entropy(logits_BAV: Tensor, tokens_BA: Tensor, width: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the demonstrated tokens, a scalar.
-
-    With `width` > 0 the target is no single bin but a normal distribution around it with that deviation in bins: a
-    neighbour is less wrong than a stranger.
-    """
-    logits, tokens = logits_BAV.float().flatten(0, 1), tokens_BA.flatten()
-    if width == 0:
-        return F.cross_entropy(logits, tokens)
-    distance = torch.arange(ACTION_BINS, device=tokens.device) - tokens.unsqueeze(1)
-    return F.cross_entropy(logits, (-0.5 * (distance / width).square()).softmax(-1))
+from vlapost.contracts import DemoBatch, Policy
 
 
 class SFT(PolicyModule):

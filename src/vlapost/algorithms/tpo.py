@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlapost.algorithms.base import PolicyModule
-from vlapost.config import AlgorithmConfig, OptimConfig
+from vlapost.algorithms.base import RolloutModule
+from vlapost.config import AlgorithmConfig, ExperienceConfig, OptimConfig
 from vlapost.contracts import Policy, Rollout, RolloutBatch
 
 
@@ -51,21 +51,18 @@ def match(return_E: Tensor, size: int) -> Tensor:
     return pairs[better > 1e-6]
 
 
-class TPO(PolicyModule):
+class TPO(RolloutModule):
     """Trajectory-wise preference optimisation."""
 
     def __init__(
         self,
         policy: Policy,
         algorithm: AlgorithmConfig,
+        experience: ExperienceConfig,
         optim: OptimConfig,
         total_steps: int,
-        temperature: float,
-        group_size: int,
     ):
-        super().__init__(policy, optim, total_steps)
-        self.algorithm = algorithm
-        self.temperature, self.group_size = temperature, group_size
+        super().__init__(policy, algorithm, experience, optim, total_steps)
         self.measures: dict[str, float] = {}
         policy.remember()
 

@@ -47,6 +47,7 @@ class SceneVector:
         self.num_envs = num_envs
         self._resets = 0
         self._images, self._labels = torch.empty(0), torch.empty(0)  # of the newest observation
+        self.tells_state = False  # whether observations hold the state, for a critic that reads it
 
     @property
     def steps(self) -> int:
@@ -78,6 +79,8 @@ class SceneVector:
             free_memory()
         for scene, ids in zip(scenes, episode_ids.chunk(len(scenes))):
             scene.reset(options={"episode_id": ids})
+        sentences = [s for scene in self.scenes for s in scene.get_language_instruction()]
+        self._instructions = tuple(s.lower() if self.scenes[0].setup.paper else s for s in sentences)
 
     def step(self, action: Tensor) -> Step:
         """Apply `[E, 7]` actions for 0.2 s and look."""
@@ -119,9 +122,7 @@ class SceneVector:
         return self._observation()
 
     def _observation(self) -> Observation:
-        sentences = [s for scene in self.scenes for s in scene.get_language_instruction()]
-        instruction = tuple(s.lower() if self.scenes[0].setup.paper else s for s in sentences)
-        return Observation(self._images, instruction, state=self._state())
+        return Observation(self._images, self._instructions, state=self._state() if self.tells_state else None)
 
     def _state(self) -> Tensor:
         """`contracts.Observation.state` of the present, on CPU."""

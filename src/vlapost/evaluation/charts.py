@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 MOST_POINTS = 20_000  # drawn
 
 
+def smooth(values: Sequence[float], window: int = 5) -> list[float]:
+    """Mean of each value and those before it, at most `window`."""
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def whiskers(rate: Mapping[str, float]) -> list[list[float]]:
+    """The interval of a rate as matplotlib's `yerr`."""
+    return [[max(0.0, rate["mean"] - rate["low"])], [max(0.0, rate["high"] - rate["mean"])]]
+
+
 def bars(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Success at the end of each setup, and its relative drop (paper Fig. 7a)."""
     drops = [s.get("relative_drop") for s in setups.values()]

@@ -35,6 +35,11 @@ def rate(outcomes: Iterable[bool]) -> dict[str, float | int]:
     }
 
 
+def percent(rate: Mapping[str, float]) -> str:
+    """A rate and its interval for a table."""
+    return f"{rate['mean']:.1%}  [{rate['low']:.1%}, {rate['high']:.1%}]"
+
+
 def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """The four rates, and the mean undiscounted return."""
     summary: dict[str, Any] = {name: rate(getattr(result, name) for result in results) for name in METRICS}

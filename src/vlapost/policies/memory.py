@@ -20,7 +20,7 @@ from vlapost.contracts import ACTION_DIM, STATE_DIM
 from vlapost.policies import lora, quantize
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.recompute import recompute
-from vlapost.policies.value_head import ValueHead, critic_width
+from vlapost.policies.value_head import ValueHead, critic_input, critic_width
 
 PROMPT = 24  # tokens of a usual instruction, BOS not counted
 
@@ -159,8 +159,8 @@ def kept_bytes(network: OpenVLA, head: ValueHead | None, critic: str, batch: int
         hidden = network.hidden(embeds, mask, positions)[:, -ACTION_DIM:]
         logprob = network.action_logits(hidden).log_softmax(-1)
         state = torch.empty(batch, STATE_DIM, device="meta")
-        read = {"hn": hidden[:, -1], "all": hidden.flatten(1), "state": state}.get(critic, hidden[:, 0])
-        outcome = -(logprob.exp() * logprob).sum() + (0 if head is None else head(read).sum())
+        value = 0 if head is None else head(critic_input(critic, hidden, state)).sum()
+        outcome = -(logprob.exp() * logprob).sum() + value
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     if head is not None:
         weights |= {p.untyped_storage()._cdata for p in head.parameters()}

@@ -36,7 +36,7 @@ from vlapost.policies.hub import name_of
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
-from vlapost.policies.value_head import VALUE_HEAD, ValueHead, critic_width
+from vlapost.policies.value_head import VALUE_HEAD, ValueHead, critic_input, critic_width
 
 CRITIC_ADAPTER = "critic_adapter.safetensors"
 
@@ -244,13 +244,9 @@ class OpenVLAPolicy(nn.Module):
         """The critic's estimate `[B]` from the hidden states that predict the action tokens; at least the first."""
         if self.value_head is None:
             return torch.zeros(len(hidden_BAD), device=hidden_BAD.device)
-        if self.critic == "state":
-            assert observation.state is not None
-            return self.value_head(observation.state.to(hidden_BAD.device))
         if self.critic_network is not None:
             hidden_BAD = self._h0(self.critic_network, observation)
-        read = {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(self.critic, hidden_BAD[:, 0])
-        return self.value_head(read)
+        return self.value_head(critic_input(self.critic, hidden_BAD, observation.state))
 
 
 def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:

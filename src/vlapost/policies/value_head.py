@@ -26,6 +26,14 @@ def critic_width(critic: str, hidden: int) -> int:
     return {"all": hidden * ACTION_DIM, "state": STATE_DIM}.get(critic, hidden)
 
 
+def critic_input(critic: str, hidden_BAD: Tensor, state: Tensor | None) -> Tensor:
+    """What a critic of that kind reads: of the hidden states that predict the action tokens, or the state."""
+    if critic == "state":
+        assert state is not None
+        return state.to(hidden_BAD.device)
+    return {"hn": hidden_BAD[:, -1], "all": hidden_BAD.flatten(1)}.get(critic, hidden_BAD[:, 0])
+
+
 class ValueHead(nn.Module):
     """hidden -> 512 -> 128 -> 1 with GELU; the last layer has no bias."""
 
