@@ -9,6 +9,7 @@ import pytest
 import sapien
 import torch
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from vlapost.config import UserError, load
 from vlapost.contracts import Observation, Step
@@ -234,6 +235,20 @@ def test_an_object_that_falls_on_the_plate_succeeds_without_reward(env):
         assert step.reward.tolist() == [0, 0]
     assert step.metrics.success.tolist() == [True, False]
     assert not step.metrics.grasp.any()
+
+
+def test_an_approach_is_paid_by_the_metre(env, monkeypatch: pytest.MonkeyPatch):
+    """The object lies still, so only the gripper's way gets shorter."""
+    monkeypatch.setattr(env, "approach_reward", 10.0)
+    env.reset(ids(episode(CARROT), episode(CARROT)))
+
+    def distance() -> Tensor:
+        return (env.ground_truth().object_position - env.gripper_pose()[:, :3]).norm(dim=1)
+
+    before = distance()
+    rewards = [act(env, (0, 0, -0.02)).reward for _ in range(3)]
+    torch.testing.assert_close(torch.stack(rewards).sum(0), 10 * (before - distance()), atol=2e-3, rtol=0)
+    assert (rewards[-1] > 0.05).all()
 
 
 def test_truncation_at_80(env):

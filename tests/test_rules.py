@@ -153,6 +153,17 @@ def run(on_target: list[int], grasping: list[int]) -> tuple[list[float], Metrics
     return rewards, progress.metrics
 
 
+def test_way_is_that_to_the_object_and_the_objects_up_over_and_down():
+    """Both are 2 cm high; the object is aside on the table, aside at 5 cm, over the plate, and gone."""
+    object_ = torch.tensor([[0.3, 0.4, 0.01], [0.3, 0.4, 0.08], [0.0, 0.0, 0.05], [9.0, 0.0, -9.0]])
+    gripper = torch.tensor([[0.3, 0.4, 0.11], [0.3, 0.4, 0.08], [0.0, 0.0, 0.05], [0.0, 0.0, 0.0]])
+    receptacle = torch.tensor([[0.3, 0.25, 0.01], [0.3, 0.25, 0.01], [0.0, 0.03, 0.01], [0.0, 0.0, 0.0]])
+    half = torch.full((4, 3), 0.01)
+    way = rules.way(gripper, object_, receptacle, torch.full((4,), 0.06), half, half)
+    aside = 0.15 + (0.05 + 0.02) + 0.05, 0.15 + 0.05  # the lift is measured from the top of the receptacle
+    torch.testing.assert_close(way, torch.tensor([0.1 + aside[0], aside[1], 0.03 + 0.02, 0.8]))
+
+
 def test_reward_of_an_episode():
     #          grasp, lost, held for five steps, put down, pushed off, put back
     grasping = [0, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0]

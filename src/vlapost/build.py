@@ -148,6 +148,7 @@ class PlaceOnPlate:
     def make(self) -> VectorEnv:
         """Build the scenes."""
         env = make_env(self.config.env)
+        env.approach_reward = self.config.experience.approach_reward
         env.tells_state = self.config.policy.critic == "state"
         return env
 

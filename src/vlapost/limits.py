@@ -13,7 +13,8 @@ AT_LEAST_ONE = (
     "generalization.seeds",
 )  # fmt: skip
 AT_LEAST_ZERO = (
-    "demos.held_out", "algorithm.soft_targets", "trainer.patience", "evaluation.videos", "evaluation.temperature",
+    "demos.held_out", "experience.approach_reward", "algorithm.soft_targets", "trainer.patience",
+    "evaluation.videos", "evaluation.temperature",
 )  # fmt: skip
 ONE_OF = {
     "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),

@@ -73,6 +73,7 @@ class ExperienceConfig:
     rounds: int
     passes: int
     same_start: int
+    approach_reward: float
     end_at_success: bool
     temperature: float
     rejudge: bool

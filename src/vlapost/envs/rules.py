@@ -22,6 +22,7 @@ CONSECUTIVE = 5  # control steps in a row that make a continuous grasp
 GRASP_REWARD = 0.1
 CONSECUTIVE_REWARD = 0.1
 SUCCESS_REWARD = 1.0
+MAX_WAY, LIFT = 0.4, 0.05  # metres
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,22 @@ def potential(metrics: Metrics) -> Tensor:
 def reward(before: Metrics, after: Metrics) -> Tensor:
     """Reward `[E]` float32 of a control step: the difference of the stage potential."""
     return potential(after) - potential(before)
+
+
+def way(
+    gripper: Tensor, object_: Tensor, receptacle: Tensor, near: Tensor, object_half: Tensor, receptacle_half: Tensor
+) -> Tensor:
+    """How far it still is, `[E]` metres: the gripper's way to the object, and the object's up, over and down.
+
+    Positions `[E, 3]`; the others as in `is_on_target`. Up: to `LIFT` above the receptacle. Each of the two ways counts
+    up to `MAX_WAY`, so that what falls off the table does not fall on.
+    """
+    offset = object_ - receptacle
+    aside = offset[:, :2].norm(dim=1)
+    gap = offset[:, 2] - receptacle_half[:, 2] - object_half[:, 2]
+    over = aside <= near
+    height = torch.where(over, gap.clamp(min=0), (LIFT - gap).clamp(min=0) + LIFT)
+    return (object_ - gripper).norm(dim=1).clamp(max=MAX_WAY) + (aside + height).clamp(max=MAX_WAY)
 
 
 def _pressed(force: Tensor, opening: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class SceneVector:
         self.num_envs = num_envs
         self._resets = 0
         self._images, self._labels = torch.empty(0), torch.empty(0)  # of the newest observation
+        self.approach_reward = 0.0  # per metre that gripper and object have come nearer, beside the stage rewards
         self.tells_state = False  # whether observations hold the state, for a critic that reads it
 
     @property
@@ -84,11 +85,11 @@ class SceneVector:
 
     def step(self, action: Tensor) -> Step:
         """Apply `[E, 7]` actions for 0.2 s and look."""
-        before = self._metrics()
+        before, way = self._metrics(), self._way()
         metrics = self.step_blind(action)
         return Step(
             observation=self._observe(),
-            reward=rules.reward(before, metrics),
+            reward=rules.reward(before, metrics) + self.approach_reward * (way - self._way()),
             metrics=metrics,
             truncated=bool((self._done >= self.steps).all()),
         )
@@ -135,6 +136,12 @@ class SceneVector:
         m = self._metrics()
         flags = torch.stack([held, m.success, m.success_once, m.grasp, m.consecutive_grasp], 1).float().cpu()
         return torch.cat([left, *places, opening, flags], 1)
+
+    def _way(self) -> Tensor:
+        """How far it still is, `[E]` metres; where nobody pays for it, nobody measures it."""
+        if not self.approach_reward:
+            return torch.zeros(self.num_envs)
+        return torch.cat([scene.way() for scene in self.scenes])
 
     def _metrics(self) -> Metrics:
         parts = [scene.progress.metrics for scene in self.scenes]
