@@ -14,6 +14,7 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "demos.held_out", "algorithm.soft_targets", "trainer.patience", "evaluation.videos", "evaluation.temperature",
+    "exchange.episodes",
 )  # fmt: skip
 ONE_OF = {
     "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),
@@ -28,6 +29,7 @@ ONE_OF = {
     "trainer.accelerator": ("auto", "cpu"),
     "trainer.precision": ("32-true", "bf16-true"),
     "trainer.matmul": ("highest", "high", "medium"),
+    "exchange.rotation": ("XYZ", "xyz", "axis_angle"),
 }
 
 
@@ -92,3 +94,9 @@ def check_values(config: Config) -> None:
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")
     if len(config.env.image_size) != 2 or min(config.env.image_size) < 16:
         raise UserError(f"env.image_size is {config.env.image_size}; it must be [height, width], 16 or more each.")
+    exchange = config.exchange
+    if len(exchange.gripper) != 2 or exchange.gripper[0] == exchange.gripper[1]:
+        raise UserError(f"exchange.gripper is {exchange.gripper}; it must be two numbers, [open, closed].")
+    for key in ("metres", "radians"):
+        if getattr(exchange, key) == 0:
+            raise UserError(f"exchange.{key} is 0, which would forget every motion; 1.0 leaves it as it is.")
