@@ -73,7 +73,7 @@ test: $(INSTALLED)  ## All tests
 
 $(LEROBOT):
 	@echo "installing lerobot into .venv-lerobot (8 GB)"
-	@python3 -m venv .venv-lerobot
+	@$(PYTHON) -m venv .venv-lerobot
 	@$(LEROBOT) -m pip install -q --disable-pip-version-check lerobot==0.4.4 || { rm -r .venv-lerobot; false; }
 
 check-lerobot: $(INSTALLED) $(LEROBOT)  ## The real lerobot package opens our export and trains on it (own environment)

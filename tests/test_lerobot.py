@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -21,8 +22,7 @@ from vlapost.exchange import lerobot, lerobot_writer
 from vlapost.exchange.folder import imported_meta
 from vlapost.exchange.lerobot_writer import LeRobotWriter
 from vlapost.exchange.trajectory import Trajectory
-from vlapost.experience.demos import DemoWriter
-from vlapost.experience.shards import VERSION, DemoEpisode, DemoMeta, encode_image, encode_labels
+from vlapost.experience.shards import VERSION, DemoEpisode, DemoMeta, encode_image, encode_labels, write_shard
 
 META = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0, 0.0)
 DECLARED = config.load("base").exchange
@@ -59,11 +59,11 @@ def episode(number: int) -> DemoEpisode:
 @pytest.fixture
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three episodes of two tasks, written by the command; each in a file of its own."""
-    writer = DemoWriter(tmp_path / "demos", META)
-    writer.write(0, 3, [episode(0), episode(1), episode(2)], [])
-    writer.close()
+    (tmp_path / "demos").mkdir()
+    write_shard(tmp_path / "demos", META, 0, 3, [episode(0), episode(1), episode(2)], [])
     monkeypatch.setattr(lerobot_writer, "FILE_MB", 0.001)
-    export_demos.run([f"demos.path={tmp_path / 'demos'}", "demos.episodes=3", f"out={tmp_path / 'out'}"])
+    words = ["demos.episodes=3", "demos.filter=none"]
+    export_demos.run([f"demos.path={tmp_path / 'demos'}", f"out={tmp_path / 'out'}", *words])
     return tmp_path / "out"
 
 
@@ -134,12 +134,28 @@ def test_imported_demonstrations_are_exported_without_joints(tmp_path: Path) -> 
     assert len(next(lerobot.read(tmp_path, 0, DECLARED)).action) == 5
 
 
+def test_exports_are_filtered_as_training_is(tmp_path: Path) -> None:
+    """Steps 0 and 1 are merged: the picture is that before both, success that after both."""
+    steps = episode(0)
+    moves = np.zeros((5, 7), np.float32)
+    moves[:, 0], moves[:, 6] = [0.006, 0.006, 0.02, 0.004, 0.004], 1
+    (tmp_path / "demos").mkdir()
+    whole = replace(steps, action=moves, success=np.array([False, True, False, False, True]))
+    write_shard(tmp_path / "demos", META, 0, 1, [whole], [])
+    export_demos.run([f"demos.path={tmp_path / 'demos'}", "demos.episodes=1", f"out={tmp_path / 'out'}"])
+    (found,) = lerobot.read(tmp_path / "out", 0, DECLARED)
+    np.testing.assert_allclose(found.action[:, 0], [0.012, 0.02, 0.008], atol=1e-7)
+    np.testing.assert_array_equal(np.stack(found.image), pictures(0)[[0, 2, 3]])
+    assert found.success is not None and found.success.tolist() == [True, False, True]
+    rows = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
+    assert rows["observation.state"].to_pylist() == steps.qpos[[0, 2, 3]].tolist()
+
+
 def test_exports_are_whole_or_not_there(tmp_path: Path) -> None:
-    writer = DemoWriter(tmp_path / "demos", META)
-    writer.write(0, 1, [episode(0)], [])
-    writer.close()
+    (tmp_path / "demos").mkdir()
+    write_shard(tmp_path / "demos", META, 0, 1, [episode(0)], [])
     words = [f"demos.path={tmp_path / 'demos'}", f"out={tmp_path / 'out'}"]
-    with pytest.raises(UserError, match="holds 1 demonstrations, 140 are wanted; set demos.episodes=1"):
+    with pytest.raises(UserError, match=r"holds 1 demonstrations, 140 are wanted; set demos.episodes=1"):
         export_demos.run(words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demos"]
     export_demos.run([*words, "demos.episodes=1"])

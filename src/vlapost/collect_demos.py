@@ -132,7 +132,7 @@ def collect(cfg: Config) -> DemoWriter:
     from vlapost.experience.shards import Failure
 
     if there := imported(ROOT / cfg.demos.path, cfg.demos.episodes + cfg.demos.held_out):
-        return there
+        return DemoWriter(ROOT / cfg.demos.path, there)
     writer = DemoWriter(ROOT / cfg.demos.path, meta_of(cfg))
     known, wanted = writer.episodes, cfg.demos.episodes + cfg.demos.held_out
     if known >= wanted and not writer.missing():

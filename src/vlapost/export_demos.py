@@ -2,7 +2,8 @@
 
     make export-demos OUT=exports/demos ARGS="demos.path=data/demos demos.episodes=140"
 
-The first `demos.episodes` demonstrations with every step they have; `lerobot` opens the folder and trains on it.
+The first `demos.episodes` demonstrations, filtered as training reads them (`demos.filter=none`: every step); `lerobot`
+opens the folder and trains on it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def run(words: list[str]) -> None:
     task = bar.add_task("export", total=wanted, note="")
     with new_folder(folder) as new, bar:
         writer = LeRobotWriter(new, meta)
-        for episode in islice(episodes(source), wanted):
+        for episode in islice(episodes(source, c.demos), wanted):
             writer.add(episode)
             bar.advance(task)
         if (found := len(writer.episodes)) < wanted:

@@ -13,9 +13,11 @@ conventions are is declared with `exchange.*` (docs/exchange.md). The same comma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from sys import maxsize
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -24,13 +26,13 @@ from vlapost import cli, config
 from vlapost.config import ROOT, Config, UserError
 
 if TYPE_CHECKING:
-    from vlapost.exchange.folder import Source
+    from vlapost.exchange.folder import ImportWriter, Source
     from vlapost.exchange.trajectory import Trajectory
-    from vlapost.experience.demos import DemoWriter
     from vlapost.experience.shards import DemoEpisode, Failure
 
 FROM, SOURCE = "from=", "source="
 FORMATS = ("lerobot", "rlds", "maniskill", "npz", "vlapost", "actor")
+SHARD = 20  # episodes per shard file
 
 
 def run(words: list[str]) -> None:
@@ -40,18 +42,18 @@ def run(words: list[str]) -> None:
     if format_ not in FORMATS or not source:
         raise UserError(
             f"FROM is '{format_}' and SOURCE is '{source}'; FROM must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, "
-            "and SOURCE a folder or file (of an actor: policy, planner, random or module:function)."
+            "and SOURCE a folder or file (of an actor: policy, planner, random or module:name)."
         )
     if format_ == "actor" and not c.exchange.episodes:
         raise UserError("exchange.episodes is 0, but an actor has no end; say how many successful episodes to record.")
-    from vlapost.exchange.folder import claim, finish, open_import
+    from vlapost.exchange.folder import ImportWriter, claim, finish
 
     folder = ROOT / c.demos.path
-    writer = open_import(folder, (c.env.image_size[0], c.env.image_size[1]))
+    writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]))
     try:
-        entry = claim(folder, format_, source, settings(c, format_), writer.next_candidate())
+        entry = claim(folder, format_, source, settings(c, format_), writer.next)
         if not entry.finished:
-            bring_in(c, entry, writer, folder)
+            bring_in(c, entry, writer)
             finish(folder, entry)
         cli.console.print(report(folder))
     finally:
@@ -65,13 +67,16 @@ def last(words: list[str], prefix: str) -> str:
 
 def settings(c: Config, format_: str) -> dict[str, Any]:
     """What two commands must share to be the same import."""
-    if format_ != "actor":
-        return asdict(c.exchange)
-    parts = {name: asdict(getattr(c, name)) for name in ("env", "policy", "evaluation")}
-    return {**asdict(c.exchange), **parts, "seed": c.seed, "demos.seed": c.demos.seed}
+    found = asdict(c.exchange)
+    if format_ == "vlapost":
+        found |= {key: getattr(c.demos, key) for key in ("filter", "min_translation", "min_rotation")}
+    if format_ == "actor":
+        found |= {name: asdict(getattr(c, name)) for name in ("env", "policy", "evaluation")}
+        found |= {"seed": c.seed, "demos.seed": c.demos.seed}
+    return found
 
 
-def bring_in(c: Config, entry: Source, writer: DemoWriter, folder: Path) -> None:
+def bring_in(c: Config, entry: Source, writer: ImportWriter) -> None:
     """Write what is still missing of an import.
 
     Raises:
@@ -80,44 +85,41 @@ def bring_in(c: Config, entry: Source, writer: DemoWriter, folder: Path) -> None
     from vlapost.exchange.folder import forget, shares
     from vlapost.experience.shards import DemoEpisode
 
-    wanted = c.exchange.episodes
-    taken = next(share.episodes for source, share in shares(folder) if source == entry)
-    begin = done = writer.next_candidate()
+    wanted = c.exchange.episodes or maxsize
+    taken = next(share.episodes for source, share in shares(writer.folder) if source == entry)
     episodes: list[DemoEpisode] = []
     failures: list[Failure] = []
+    left_out: Counter[str] = Counter()
     bar = cli.progress("episode")
-    task = bar.add_task(f"from {entry.format}", total=wanted or None, completed=taken, note="")
+    task = bar.add_task(f"from {entry.format}", total=c.exchange.episodes or None, completed=taken, note="")
 
     def store() -> None:
-        nonlocal begin, episodes, failures
-        if done > begin:
-            writer.write(begin, done, episodes, failures)
-        begin, episodes, failures = done, [], []
+        if taken and episodes + failures:
+            writer.write(episodes, failures)
+            episodes.clear()
+            failures.clear()
 
     try:
         with bar:
-            for result in demos(c, entry, begin) if not wanted or taken < wanted else ():
-                done += 1
+            for result in demos(c, entry, writer.next) if taken < wanted else ():
                 if isinstance(result, DemoEpisode):
                     episodes.append(result)
                     taken += 1
                 else:
                     failures.append(result)
-                bar.update(task, completed=taken, note=f"of {done - entry.begin}")
-                if wanted and taken == wanted:
+                    left_out[result.cause] += 1
+                bar.update(task, completed=taken, note=f"{left_out.total()} left out" if left_out else "")
+                if taken == wanted:
                     break
-                if len(episodes) == c.demos.shard_episodes:
+                if len(episodes) == SHARD:
                     store()
     finally:
-        if taken:
-            store()  # what is finished is kept
-        else:
-            forget(folder, entry)
+        store()  # what is finished is kept
+        if not taken:
+            forget(writer.folder, entry)
     if not taken:
-        causes = ", ".join(sorted({failure.cause for failure in failures}))
-        raise UserError(
-            f"{entry.source} gave no episode to learn from ({done - entry.begin} read; {causes or 'none'})."
-        )
+        causes = ", ".join(f"{count} {cause}" for cause, count in left_out.most_common())
+        raise UserError(f"{entry.source} gave no episode to learn from ({causes or 'it is empty'}).")
 
 
 def demos(c: Config, entry: Source, first: int) -> Iterator[DemoEpisode | Failure]:
@@ -150,7 +152,9 @@ def read(c: Config, entry: Source, first: int) -> Iterator[Trajectory]:
 
     if entry.format == "actor":
         return record(c, entry.source, first)
-    reader = {"lerobot": lerobot, "rlds": rlds, "maniskill": maniskill, "npz": npz, "vlapost": shards}[entry.format]
+    if entry.format == "vlapost":
+        return shards.read(ROOT / entry.source, first, c.demos)
+    reader = {"lerobot": lerobot, "rlds": rlds, "maniskill": maniskill, "npz": npz}[entry.format]
     return reader.read(ROOT / entry.source, first, c.exchange)
 
 

@@ -6,8 +6,10 @@ nothing can be pretrained on them, and the planner adds nothing to their folder.
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,16 @@ from numpy.typing import NDArray
 from vlapost.config import ExchangeConfig, UserError
 from vlapost.disk import write_text
 from vlapost.exchange.trajectory import Trajectory, sentence, to_ours
-from vlapost.experience.demos import DemoWriter
-from vlapost.experience.shards import VERSION, DemoEpisode, DemoMeta, Failure, encode_image, list_shards, open_shard
+from vlapost.experience.shards import (
+    VERSION,
+    DemoEpisode,
+    DemoMeta,
+    Failure,
+    encode_image,
+    list_shards,
+    open_shard,
+    write_shard,
+)
 
 SOURCES = "sources.json"
 DATA = ("split", "seed", "demos.seed")  # settings that, with format and source, say which data are imported
@@ -55,38 +65,67 @@ def imported_meta(image_size: tuple[int, int]) -> DemoMeta:
     return DemoMeta(VERSION, "", "", "", image_size, "", 0, 0, 0.0, "", grounded=False)
 
 
-def open_import(folder: Path, image_size: tuple[int, int]) -> DemoWriter:
-    """A writer into a folder of imports; makes the folder.
+def imported(folder: Path, wanted: int) -> DemoMeta | None:
+    """The settings of a folder of imports that holds at least `wanted` demonstrations; None for any other folder.
 
     Raises:
-        UserError: the planner's demonstrations are there, or pictures of another size.
-    """
-    if (files := list_shards(folder)) and (there := open_shard(files[0]).meta).grounded:
-        raise UserError(
-            f"{folder} holds the planner's demonstrations of {there.env_id}; import into another folder with "
-            "demos.path=..., and add these to it with FROM=vlapost."
-        )
-    return DemoWriter(folder, imported_meta(image_size))
-
-
-def imported(folder: Path, wanted: int) -> DemoWriter | None:
-    """The writer of a folder of imports that holds at least `wanted` demonstrations; None for any other folder.
-
-    Raises:
-        UserError: it holds fewer, or lacks a shard.
+        UserError: it holds fewer.
     """
     files = list_shards(folder)
     if not files or (meta := open_shard(files[0]).meta).grounded:
         return None
-    writer = DemoWriter(folder, meta)
-    if writer.missing():
-        raise UserError(f"{folder} lacks a shard that was imported; delete the folder and import again.")
-    if writer.episodes < wanted:
+    if (found := sum(share.episodes for _, share in shares(folder))) < wanted:
         raise UserError(
-            f"{folder} holds {writer.episodes} imported demonstrations, {wanted} are wanted; import more, or lower "
+            f"{folder} holds {found} imported demonstrations, {wanted} are wanted; import more, or lower "
             "demos.episodes and demos.held_out."
         )
-    return writer
+    return meta
+
+
+class ImportWriter:
+    """Appends imported episodes to a folder, which it makes; one writer at a time.
+
+    Attributes:
+        next: number of the next episode, those that were left out included.
+
+    Raises:
+        UserError: the planner's demonstrations are there, or pictures of another size; a shard is damaged or missing;
+            another process writes there.
+    """
+
+    def __init__(self, folder: Path, image_size: tuple[int, int]) -> None:
+        self.folder, self.meta, self.next = folder, imported_meta(image_size), 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(folder / ".lock", "w")  # noqa: SIM115  (held until close)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process writes into {folder}; wait or change demos.path.") from None
+        for file in list_shards(folder):
+            there = open_shard(file).meta
+            if there.grounded:
+                raise UserError(
+                    f"{folder} holds the planner's demonstrations of {there.env_id}; import into another folder with "
+                    "demos.path=..., and add these to it with FROM=vlapost."
+                )
+            if there != self.meta:
+                raise UserError(
+                    f"The pictures in {folder} have {there.image_size[0]}x{there.image_size[1]} pixels, env.image_size "
+                    f"is {list(image_size)}; give the same, or another folder with demos.path=..."
+                )
+            if file.begin != self.next:
+                raise UserError(f"{folder} lacks a shard that was imported; delete the folder and import again.")
+            self.next = file.end
+
+    def write(self, episodes: Sequence[DemoEpisode], failures: Sequence[Failure]) -> None:
+        """Store the next episodes and those that were left out among them as one shard."""
+        end = self.next + len(episodes) + len(failures)
+        write_shard(self.folder, self.meta, self.next, end, episodes, failures)
+        self.next = end
+
+    def close(self) -> None:
+        """Let another process write."""
+        self._lock.close()
 
 
 def claim(folder: Path, format_: str, source: str, settings: dict[str, Any], next_candidate: int) -> Source:

@@ -1,7 +1,7 @@
 """Demonstrations as a LeRobotDataset v3.0, which the `lerobot` package opens and trains on.
 
-Every stored step, unfiltered: the picture (PNG in the parquet files, so nothing is lost), the joints as
-`observation.state`, the action as our controller takes it, and `next.success`. Written with pyarrow alone.
+For each step the picture (PNG in the parquet files, so nothing is lost), the joints as `observation.state`, the action
+as our controller takes it, and `next.success`. Written with pyarrow alone.
 """
 
 from __future__ import annotations
