@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ from mani_skill.utils.wrappers import RecordEpisode
 from scipy.spatial.transform import Rotation
 
 from vlapost import cli, config, export_demos, import_demos
-from vlapost.build import PlannerActor
-from vlapost.collect_demos import meta_of
+from vlapost.collect_demos import episode_of, meta_of
 from vlapost.envs.setups import setup_of
 from vlapost.envs.vector import SceneVector, make_env
-from vlapost.exchange.rollouts import roll_out
+from vlapost.exchange.shards import episodes
 from vlapost.experience.demos import DemoDataset
 from vlapost.experience.shards import DemoEpisode, encode_image, encode_labels, write_shard
 from vlapost.planner.demonstrate import Recording, demonstrate, replay
@@ -137,12 +135,15 @@ def test_from_maniskills_recorder(recorded: Recorded, tmp_path: Path, monkeypatc
     assert_they_succeed(env, data, recordings)
 
 
-def test_an_actors_episode_in_the_simulator(recorded: Recorded) -> None:
-    """The planner as an actor stands still once it is done; that is cut."""
-    env, recordings = recorded
-    found = next(islice(roll_out(PlannerActor(), env, lambda attempt: EPISODES[attempt], 0, 0), 1))
-    assert found.success is not None and found.success[-6:].all()
-    assert len(recordings[0].action) < len(found.action) < setup_of(config.load("base", WORDS).env).task.steps
-    np.testing.assert_allclose(found.action[: len(recordings[0].action)], recordings[0].action, atol=1e-5)
-    np.testing.assert_array_equal(found.image[0], recordings[0].image[0])
-    assert found.instruction == recordings[0].instruction
+def test_from_an_actor(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner as an actor stands still once it is done; that is cut. What is stored replays."""
+    env, _ = recorded
+    monkeypatch.setattr("vlapost.envs.vector.make_env", lambda cfg: env)
+    monkeypatch.setattr(env, "close", lambda: None)
+    imported(tmp_path / "out", "actor", Path("planner"), "exchange.episodes=1")
+    (stored,) = episodes(tmp_path / "out", config.load("base", ["demos.filter=none"]).demos)
+    cfg = config.load("base", WORDS)
+    assert stored.success[-6:].all() and len(stored.action) < setup_of(cfg.env).task.steps
+    assert stored.episode_id in [episode_of(cfg, attempt) for attempt in range(5)]
+    assert bool(replay(env, stored.episode_id, torch.from_numpy(stored.action)).success)
+    assert stored.instruction == env.scenes[0].get_language_instruction()[0]

@@ -152,10 +152,11 @@ def read(c: Config, entry: Source, first: int) -> Iterator[Trajectory]:
 
     if entry.format == "actor":
         return record(c, entry.source, first)
+    place = ROOT / Path(entry.source).expanduser()
     if entry.format == "vlapost":
-        return shards.read(ROOT / entry.source, first, c.demos)
+        return shards.read(place, first, c.demos)
     reader = {"lerobot": lerobot, "rlds": rlds, "maniskill": maniskill, "npz": npz}[entry.format]
-    return reader.read(ROOT / entry.source, first, c.exchange)
+    return reader.read(place, first, c.exchange)
 
 
 def record(c: Config, actor: str, first: int) -> Iterator[Trajectory]:
