@@ -14,7 +14,6 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "demos.held_out", "algorithm.soft_targets", "trainer.patience", "evaluation.videos", "evaluation.temperature",
-    "exchange.episodes",
 )  # fmt: skip
 ONE_OF = {
     "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),
@@ -95,6 +94,8 @@ def check_values(config: Config) -> None:
     if len(config.env.image_size) != 2 or min(config.env.image_size) < 16:
         raise UserError(f"env.image_size is {config.env.image_size}; it must be [height, width], 16 or more each.")
     exchange = config.exchange
+    if exchange.episodes < 0:
+        raise UserError(f"exchange.episodes is {exchange.episodes}; it must be 0 (all) or more.")
     if len(exchange.gripper) != 2 or exchange.gripper[0] == exchange.gripper[1]:
         raise UserError(f"exchange.gripper is {exchange.gripper}; it must be two numbers, [open, closed].")
     for key in ("metres", "radians"):
