@@ -406,11 +406,12 @@ def test_two_sources_in_one_folder(tmp_path: Path) -> None:
         import_all(mixed, *words, "env.image_size=[32,32]")
 
 
-def test_an_import_that_stopped_continues(tmp_path: Path) -> None:
+def test_an_import_that_stopped_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_demos, "SHARD", 2)
     theirs = tmp_path / "theirs"
     for number in range(5):
         write_npz(theirs, number)
-    words = ("from=npz", f"source={theirs}", "demos.shard_episodes=2")
+    words = ("from=npz", f"source={theirs}")
     import_all(tmp_path / "whole", *words)
     write_npz(theirs, 3, action=None)
     with pytest.raises(UserError, match=r"0003.npz has no 'action'"):
