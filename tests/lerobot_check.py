@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from lerobot.configs.types import FeatureType
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.datasets.utils import dataset_to_policy_features
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
+
+try:  # lerobot 0.6
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+except ImportError:  # 0.4
+    from lerobot.datasets.utils import dataset_to_policy_features
 
 CAMERA = "observation.images.camera"
 
@@ -76,16 +80,19 @@ def check_training(folder):
 
 
 def write(folder, truths, kind):
-    """The same episodes as lerobot itself writes them."""
+    """The same episodes as lerobot itself writes them; its default video codec needs larger pictures."""
+    scale = 4 if kind == "video" else 1
+    shape = (24 * scale, 32 * scale, 3)
     features = {
-        "observation.images.front": {"dtype": kind, "shape": (24, 32, 3), "names": ["height", "width", "channels"]},
+        "observation.images.front": {"dtype": kind, "shape": shape, "names": ["height", "width", "channels"]},
         "action": {"dtype": "float32", "shape": (7,), "names": None},
     }
-    use = kind == "video"
-    data = LeRobotDataset.create("test/theirs", fps=5, features=features, root=folder, use_videos=use, vcodec="h264")
+    video = kind == "video"
+    data = LeRobotDataset.create("test/theirs", fps=5, features=features, root=folder, use_videos=video)
     for truth in truths:
-        for picture, action in zip(truth["shade" if use else "image"], truth["action"], strict=True):
-            data.add_frame({"observation.images.front": picture, "action": action, "task": str(truth["task"])})
+        for picture, action in zip(truth["shade" if video else "image"], truth["action"], strict=True):
+            larger = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            data.add_frame({"observation.images.front": larger, "action": action, "task": str(truth["task"])})
         data.save_episode()
     data.finalize()
 
