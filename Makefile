@@ -1,9 +1,10 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve study generalization gallery export memory benchmark-policy
+.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve study generalization gallery export memory benchmark-policy import-demos export-demos check-lerobot
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+LEROBOT ?= .venv-lerobot/bin/python
 PORT ?= 6006
 
 help:  ## This list
@@ -21,6 +22,12 @@ doctor: $(INSTALLED)  ## Check this machine and say in plain words what is missi
 
 demos: $(INSTALLED)  ## Collect demonstrations with the motion planner
 	@$(PYTHON) -m vlapost.collect_demos $(ARGS)
+
+import-demos: $(INSTALLED)  ## Demonstrations from elsewhere: FROM=lerobot|rlds|maniskill|npz|vlapost|actor SOURCE=...
+	@$(PYTHON) -m vlapost.import_demos $(if $(FROM),from=$(FROM)) $(if $(SOURCE),source=$(SOURCE)) $(ARGS)
+
+export-demos: $(INSTALLED)  ## Demonstrations as a LeRobotDataset v3: OUT=new folder
+	@$(PYTHON) -m vlapost.export_demos $(if $(OUT),out=$(OUT)) $(ARGS)
 
 pretrain: $(INSTALLED)  ## Pretrain the small model
 	@$(PYTHON) -m vlapost.pretrain $(ARGS)
@@ -63,6 +70,14 @@ tensorboard: $(INSTALLED)  ## Curves and videos in the browser, on port 6006 or 
 
 test: $(INSTALLED)  ## All tests
 	@$(PYTHON) -m pytest $(ARGS)
+
+$(LEROBOT):
+	@echo "installing lerobot into .venv-lerobot (8 GB)"
+	@$(PYTHON) -m venv .venv-lerobot
+	@$(LEROBOT) -m pip install -q --disable-pip-version-check lerobot==0.4.4 || { rm -r .venv-lerobot; false; }
+
+check-lerobot: $(INSTALLED) $(LEROBOT)  ## The real lerobot package opens our export and trains on it (own environment)
+	@LEROBOT_PYTHON=$(LEROBOT) $(PYTHON) -m pytest tests/test_lerobot.py -k real -p no:cacheprovider
 
 check: $(INSTALLED)  ## Formatting, lint and types; changes nothing
 	@$(PYTHON) -m ruff format --check .

@@ -102,7 +102,7 @@ def test_initial_state(env):
     expected = torch.tensor([0.2921, -0.0061, 0.1353]).expand(2, 3)
     torch.testing.assert_close(truth.gripper_pose[:, :3], expected, atol=2e-3, rtol=0)
     scene = env.scenes[0]
-    placed = scene.spec.places.flatten(1)
+    placed = scene.start.places.flatten(1)
     settled = torch.cat([scene.object.pose.p[:, :2], scene.receptacle.pose.p[:, :2]], dim=1)
     torch.testing.assert_close(settled, placed, atol=0.01, rtol=0)
     # base frame: x forward, y left, seen from the world turned by 180 degrees

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "algorithms": {"config", "contracts"},
     "experience": {"config", "contracts"},
     "evaluation": {"config", "contracts", "cli", "disk"},
+    "exchange": {"config", "contracts", "disk", "experience"},
     "callbacks": {"config", "contracts", "cli", "evaluation"},
 }
 JOIN_EVERYTHING = {
@@ -40,6 +41,8 @@ JOIN_EVERYTHING = {
     "collect_demos",
     "doctor",
     "export",
+    "export_demos",
+    "import_demos",
     "memory",
 }
 

@@ -78,7 +78,7 @@ def test_replayed_actions_have_the_same_outcome() -> None:
         scene = env.scenes[0]
         position = torch.cat([scene.object.pose.p[0], scene.receptacle.pose.p[0]]).numpy()
         off = np.abs(position - states[0, [0, 1, 2, 7, 8, 9]]).max()
-        if np.abs(states[0, OBJECT_XY] - scene.spec.places[0, 0].numpy()).max() < ROLLED:
+        if np.abs(states[0, OBJECT_XY] - scene.start.places[0, 0].numpy()).max() < ROLLED:
             settled.append(off)
         difference = picture_difference(key, 0, observation.image[0])
         if difference is not None and off < ROLLED / 2:

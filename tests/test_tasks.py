@@ -167,12 +167,12 @@ def test_an_episode_starts_as_declared_is_solved_by_the_planner_and_starts_the_s
     scene, (first, second) = env.scenes[0], held_out(env_id, "test")[[0, -1]]
     start = env.reset(first[None])
     for body, label, place in ((scene.object, OBJECT, 0), (scene.receptacle, RECEPTACLE, 1)):
-        torch.testing.assert_close(body.pose.p[0, :2], scene.spec.places[0, place], atol=4e-3, rtol=0)
+        torch.testing.assert_close(body.pose.p[0, :2], scene.start.places[0, place], atol=4e-3, rtol=0)
         upright = body.pose.to_transformation_matrix()[0, 2, 2].item()
         assert upright > 0.998, label  # less than 4 degrees
         assert (env.ground_truth().segmentation == label).sum() > 40
     turned = scene.receptacle.pose.to_transformation_matrix()[0]
-    assert torch.atan2(turned[1, 0], turned[0, 0]).item() == pytest.approx(scene.spec.receptacle_yaw.item(), abs=0.02)
+    assert torch.atan2(turned[1, 0], turned[0, 0]).item() == pytest.approx(scene.start.receptacle_yaw.item(), abs=0.02)
     recording = demonstrate(env, ArmPlanner(scene.pack), int(second))
     assert isinstance(recording, Recording), recording
     assert not recording.success[: len(recording.success) // 2].any()

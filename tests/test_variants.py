@@ -34,7 +34,7 @@ def test_an_episode_does_not_depend_on_what_ran_before(name):
     run(second)
     again, same_state = run(first)
     assert torch.equal(images, again) and torch.equal(state, same_state)
-    spec = env.scenes[0].spec
+    spec = env.scenes[0].start
     places = [(env.scenes[0].receptacle, spec.places[0, 1])]
     if env.scenes[0].other is not None:
         places.append((env.scenes[0].other, spec.places[0, 2]))
@@ -108,7 +108,7 @@ def test_the_object_is_put_elsewhere_after_the_fifth_step():
     for step in range(1, 9):
         act(env, (0, 0, 0))
         at = scene.object.pose.p[0]
-        torch.testing.assert_close(at[:2], scene.spec.places[0, 0 if step < 5 else 2], atol=0.03, rtol=0)
+        torch.testing.assert_close(at[:2], scene.start.places[0, 0 if step < 5 else 2], atol=0.03, rtol=0)
         heights.append(at[2].item())
     assert heights[4] == pytest.approx(1.0 - 9.81 * 0.1**2 / 2, abs=2e-3)  # 50 steps of 2 ms in free fall
     assert heights[7] < 0.92

@@ -43,10 +43,10 @@ def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
 
 
 def build_actor(config: Config) -> Actor:
-    """Who acts in an evaluation, as `evaluation.actor` says.
+    """Who acts in an evaluation, as `evaluation.actor` says: also a function or a `contracts.Actor` class of yours.
 
     Raises:
-        UserError: a function that cannot be imported, or what building the policy raises.
+        UserError: what cannot be imported, or what building the policy raises.
     """
     e = config.evaluation
     if e.actor == "random":
@@ -58,9 +58,10 @@ def build_actor(config: Config) -> Actor:
         return PolicyActor(build_policy(config, device), e.temperature, e.top_k)
     module, _, function = e.actor.partition(":")
     try:
-        return FunctionActor(getattr(importlib.import_module(module), function))
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"evaluation.actor is '{e.actor}', which cannot be imported: {error}.") from None
+    return found() if isinstance(found, type) else FunctionActor(found)
 
 
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:

@@ -127,9 +127,12 @@ def results(pool: ProcessPoolExecutor, cfg: Config, begin: int, end: int | None)
 def collect(cfg: Config) -> DemoWriter:
     """Collect what is missing of `cfg.demos.episodes` demonstrations, and of those that are held out."""
     from vlapost.assets.pack import open_pack
+    from vlapost.exchange.folder import imported
     from vlapost.experience.demos import DemoWriter
     from vlapost.experience.shards import Failure
 
+    if there := imported(ROOT / cfg.demos.path, cfg.demos.episodes + cfg.demos.held_out):
+        return DemoWriter(ROOT / cfg.demos.path, there)
     writer = DemoWriter(ROOT / cfg.demos.path, meta_of(cfg))
     known, wanted = writer.episodes, cfg.demos.episodes + cfg.demos.held_out
     if known >= wanted and not writer.missing():

@@ -29,6 +29,7 @@ ONE_OF = {
     "trainer.accelerator": ("auto", "cpu"),
     "trainer.precision": ("32-true", "bf16-true"),
     "trainer.matmul": ("highest", "high", "medium"),
+    "exchange.rotation": ("XYZ", "xyz", "axis_angle"),
 }
 
 
@@ -93,3 +94,11 @@ def check_values(config: Config) -> None:
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")
     if len(config.env.image_size) != 2 or min(config.env.image_size) < 16:
         raise UserError(f"env.image_size is {config.env.image_size}; it must be [height, width], 16 or more each.")
+    exchange = config.exchange
+    if exchange.episodes < 0:
+        raise UserError(f"exchange.episodes is {exchange.episodes}; it must be 0 (all) or more.")
+    if len(exchange.gripper) != 2 or exchange.gripper[0] == exchange.gripper[1]:
+        raise UserError(f"exchange.gripper is {exchange.gripper}; it must be two numbers, [open, closed].")
+    for key in ("metres", "radians"):
+        if getattr(exchange, key) == 0:
+            raise UserError(f"exchange.{key} is 0, which would forget every motion; 1.0 leaves it as it is.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlapost import cli, collect_demos, config, evaluate
-from vlapost.config import ROOT, Config
+from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.recipe import measured
 from vlapost.train import claim, fit
@@ -52,6 +52,11 @@ def pretrain(cfg: Config, folder: Path) -> None:
     from vlapost.policies.tiny import write_tiny
 
     demos = open_demos(cfg)
+    if not demos.meta.grounded:
+        raise UserError(
+            f"demos.path={cfg.demos.path} holds imported demonstrations, without the positions and labels that "
+            "pretraining learns from; name a folder of the planner's."
+        )
     untrained = folder / "untrained"
     if not untrained.is_dir():
         write_tiny(untrained, cfg.seed, {cfg.policy.unnorm_key: demos.statistics()})

@@ -155,6 +155,21 @@ class GeneralizationConfig:
 
 
 @dataclass
+class ExchangeConfig:
+    """What is imported, and the conventions of its source."""
+
+    episodes: int
+    split: str
+    camera: str
+    instruction: str
+    metres: float
+    radians: float
+    rotation: str
+    gripper: list[float]
+    turn: float
+
+
+@dataclass
 class GroundingConfig:
     """The auxiliary objective of pretraining; never part of the policy that is fine-tuned."""
 
@@ -177,4 +192,5 @@ class Config:
     trainer: TrainerConfig
     evaluation: EvaluationConfig
     generalization: GeneralizationConfig
+    exchange: ExchangeConfig
     grounding: GroundingConfig

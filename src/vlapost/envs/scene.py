@@ -127,7 +127,7 @@ class PutOnPlateScene(BaseEnv):
         if ids is None:
             ids = torch.randint(self.setup.total, (self.num_envs,), generator=self.draws)
         self.episode_id = torch.as_tensor(ids).reshape(self.num_envs)
-        spec = self.spec = decode(self.setup, self.episode_id.cpu())
+        spec = self.start = decode(self.setup, self.episode_id.cpu())
         drawn = torch.stack([spec.object, spec.receptacle, spec.other_object, spec.other_receptacle], 1)
         before, self.chosen = self.chosen, [tuple(row) for row in drawn.tolist()]
         options["reconfigure"] = self.chosen != before or not self._sim_device.is_cuda()
@@ -135,17 +135,17 @@ class PutOnPlateScene(BaseEnv):
 
     def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
         self.agent.robot.set_pose(PARKED_POSE)
-        self._place(self.object, OBJECT, self.spec.yaw)
-        self._place(self.receptacle, RECEPTACLE, self.spec.receptacle_yaw)
+        self._place(self.object, OBJECT, self.start.yaw)
+        self._place(self.receptacle, RECEPTACLE, self.start.receptacle_yaw)
         if self.other is not None:
-            self._place(self.other, THIRD, self.spec.yaw * bool(self.setup.other_objects))
+            self._place(self.other, THIRD, self.start.yaw * bool(self.setup.other_objects))
         if self.gpu_sim_enabled:
             self.scene._gpu_apply_all()
         self._settle()
         station = self.setup.task.station
         self.agent.robot.set_pose(sapien.Pose(station.base, FACING))
         qpos = torch.tensor([station.qpos] * self.num_envs)
-        qpos[:, : len(ARM_JOINTS)] += self.spec.arm_offset
+        qpos[:, : len(ARM_JOINTS)] += self.start.arm_offset
         self.agent.reset(qpos.to(self.device))
         sizes = [bodies.sizes(models).to(self.device) for models in self.models]
         self.halves = [bodies.half_extents(body, size) for body, size in zip((self.object, self.receptacle), sizes)]
@@ -156,7 +156,7 @@ class PutOnPlateScene(BaseEnv):
 
     def _place(self, actor: Actor, place: int, yaw: Tensor, height: float | None = None) -> None:
         """Put a body at one of the episode's places, turned about z and at rest."""
-        bodies.put(actor, self.spec.places[:, place], height or self.setup.places.heights[place], yaw)
+        bodies.put(actor, self.start.places[:, place], height or self.setup.places.heights[place], yaw)
 
     def _settle(self) -> None:
         """Let the bodies fall; scenes that still move get longer, while those at rest are put back as they were.
@@ -189,7 +189,7 @@ class PutOnPlateScene(BaseEnv):
         self._simulate(self._sim_steps_per_control)
         self.elapsed += 1
         if self.elapsed == self.setup.reposition:
-            self._place(self.object, THIRD, self.spec.yaw, REPOSITION_HEIGHT)
+            self._place(self.object, THIRD, self.start.yaw, REPOSITION_HEIGHT)
             if self.gpu_sim_enabled:
                 self.scene._gpu_apply_all()
             self._simulate(SETTLE_STEPS * self._sim_freq // 500)
@@ -253,8 +253,8 @@ class PutOnPlateScene(BaseEnv):
 
     def _prepare_overlay(self) -> None:
         height, width = self.image_size
-        tables, drawn = self.pack.tables, self.spec.texture.tolist()
-        pictures = [overlay.table_picture(tables[t].image, height, width) for t in self.spec.table.tolist()]
+        tables, drawn = self.pack.tables, self.start.texture.tolist()
+        pictures = [overlay.table_picture(tables[t].image, height, width) for t in self.start.table.tolist()]
         self.pictures = torch.stack(pictures).to(self.device)
         paths = [tables[t].texture for t in drawn] if self.setup.blend else []
         self.textures = [overlay.table_picture(path, height, width).to(self.device) for path in paths]
@@ -297,7 +297,7 @@ class PutOnPlateScene(BaseEnv):
         sentences = self.setup.task.sentences
         return [
             sentences[template].format(object=object_.name.lower(), receptacle=receptacle.name.lower())
-            for template, object_, receptacle in zip(self.spec.template.tolist(), *self.models)
+            for template, object_, receptacle in zip(self.start.template.tolist(), *self.models)
         ]
 
 

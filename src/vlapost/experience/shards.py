@@ -61,6 +61,7 @@ class DemoMeta:
     seed: int
     disturbed: float
     protocol: str = "v2"
+    grounded: bool = True  # False: imported, so labels are empty and positions not numbers
 
 
 @dataclass(frozen=True)

@@ -39,20 +39,26 @@ class Preprocess(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 RGB `[B, H, W, 3]` to float32 `[B, 6, height, width]`: DINOv2's channels, then SigLIP's."""
-        pixels = self._resize(image) / 255.0
+        pixels = _resized(image, self.size) / 255.0
         return (torch.cat([pixels, pixels], dim=1) - self.mean) / self.std
 
     def fit(self, image: Tensor) -> Tensor:
         """uint8 RGB `[B, H, W, 3]` to the encoders' size, rounded to uint8 again: what a rollout keeps."""
-        if image.shape[1:3] == self.size:
-            return image
-        return self._resize(image).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return fit(image, self.size)
 
-    def _resize(self, image: Tensor) -> Tensor:
-        pixels = image.permute(0, 3, 1, 2).float()
-        if pixels.shape[-2:] == self.size:
-            return pixels
-        return F.interpolate(pixels, size=self.size, mode="bicubic", align_corners=False, antialias=True)
+
+def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 RGB `[B, H, W, 3]` to `[B, *size, 3]`, whatever the proportions, rounded to uint8 again."""
+    if image.shape[1:3] == size:
+        return image
+    return _resized(image, size).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    pixels = image.permute(0, 3, 1, 2).float()
+    if pixels.shape[-2:] == size:
+        return pixels
+    return F.interpolate(pixels, size=size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def _channels(params: list[dict[str, list[float]]], key: str) -> Tensor:

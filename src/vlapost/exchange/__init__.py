@@ -1,0 +1,1 @@
+"""Demonstrations in other formats: what other programs recorded comes in, and ours goes out."""

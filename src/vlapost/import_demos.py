@@ -1,0 +1,202 @@
+"""Demonstrations from elsewhere: `python -m vlapost.import_demos from=FORMAT source=WHAT [key=value ...]`.
+
+    make import-demos FROM=lerobot SOURCE=FOLDER ARGS="demos.path=data/theirs"
+    make import-demos FROM=rlds SOURCE=bridge_orig/1.0.0 ARGS="demos.path=data/bridge exchange.gripper=[1,0] ..."
+    make import-demos FROM=maniskill SOURCE=trajectory.h5 ARGS="demos.path=data/theirs exchange.instruction='...'"
+    make import-demos FROM=npz SOURCE=FOLDER ...      # a file per episode, written by any program
+    make import-demos FROM=vlapost SOURCE=data/demos ARGS="demos.path=data/warmup exchange.episodes=70"
+    make import-demos FROM=actor SOURCE=module:function ARGS="demos.path=data/warmup exchange.episodes=70"
+
+Imports go one behind the other into `demos.path`; then `make train-sft ARGS="demos.path=..."`. What the source's
+conventions are is declared with `exchange.*` (docs/exchange.md). The same command continues after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from sys import maxsize
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from vlapost import cli, config
+from vlapost.config import ROOT, Config, UserError
+
+if TYPE_CHECKING:
+    from vlapost.exchange.folder import ImportWriter, Source
+    from vlapost.exchange.trajectory import Trajectory
+    from vlapost.experience.shards import DemoEpisode, Failure
+
+FROM, SOURCE = "from=", "source="
+FORMATS = ("lerobot", "rlds", "maniskill", "npz", "vlapost", "actor")
+SHARD = 20  # episodes per shard file
+
+
+def run(words: list[str]) -> None:
+    """Import and say what the folder holds now."""
+    format_, source = (last(words, prefix) for prefix in (FROM, SOURCE))
+    c = config.load(*cli.parse([word for word in words if not word.startswith((FROM, SOURCE))], "base"))
+    if format_ not in FORMATS or not source:
+        raise UserError(
+            f"FROM is '{format_}' and SOURCE is '{source}'; FROM must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, "
+            "and SOURCE a folder or file (of an actor: policy, planner, random or module:name)."
+        )
+    if format_ == "actor" and not c.exchange.episodes:
+        raise UserError("exchange.episodes is 0, but an actor has no end; say how many successful episodes to record.")
+    from vlapost.exchange.folder import ImportWriter, claim, finish
+
+    folder = ROOT / c.demos.path
+    writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]))
+    try:
+        entry = claim(folder, format_, source, settings(c, format_), writer.next)
+        if not entry.finished:
+            bring_in(c, entry, writer)
+            finish(folder, entry)
+        cli.console.print(report(folder))
+    finally:
+        writer.close()
+
+
+def last(words: list[str], prefix: str) -> str:
+    """The value of the last word with that prefix; empty without one."""
+    return ([""] + [word.removeprefix(prefix) for word in words if word.startswith(prefix)])[-1]
+
+
+def settings(c: Config, format_: str) -> dict[str, Any]:
+    """What two commands must share to be the same import."""
+    found = asdict(c.exchange)
+    if format_ == "vlapost":
+        found |= {key: getattr(c.demos, key) for key in ("filter", "min_translation", "min_rotation")}
+    if format_ == "actor":
+        found |= {name: asdict(getattr(c, name)) for name in ("env", "policy", "evaluation")}
+        found |= {"seed": c.seed, "demos.seed": c.demos.seed}
+    return found
+
+
+def bring_in(c: Config, entry: Source, writer: ImportWriter) -> None:
+    """Write what is still missing of an import.
+
+    Raises:
+        UserError: the source is not what its format asks for, or gives nothing.
+    """
+    from vlapost.exchange.folder import forget, shares
+    from vlapost.experience.shards import DemoEpisode
+
+    wanted = c.exchange.episodes or maxsize
+    taken = next(share.episodes for source, share in shares(writer.folder) if source == entry)
+    episodes: list[DemoEpisode] = []
+    failures: list[Failure] = []
+    left_out: Counter[str] = Counter()
+    bar = cli.progress("episode")
+    task = bar.add_task(f"from {entry.format}", total=c.exchange.episodes or None, completed=taken, note="")
+
+    def store() -> None:
+        if taken and episodes + failures:
+            writer.write(episodes, failures)
+            episodes.clear()
+            failures.clear()
+
+    try:
+        with bar:
+            for result in demos(c, entry, writer.next) if taken < wanted else ():
+                if isinstance(result, DemoEpisode):
+                    episodes.append(result)
+                    taken += 1
+                else:
+                    failures.append(result)
+                    left_out[result.cause] += 1
+                bar.update(task, completed=taken, note=f"{left_out.total()} left out" if left_out else "")
+                if taken == wanted:
+                    break
+                if len(episodes) == SHARD:
+                    store()
+    finally:
+        store()  # what is finished is kept
+        if not taken:
+            forget(writer.folder, entry)
+    if not taken:
+        causes = ", ".join(f"{count} {cause}" for cause, count in left_out.most_common())
+        raise UserError(f"{entry.source} gave no episode to learn from ({causes or 'it is empty'}).")
+
+
+def demos(c: Config, entry: Source, first: int) -> Iterator[DemoEpisode | Failure]:
+    """The episodes of a source from candidate `first` on as demonstrations, or why one is none.
+
+    Raises:
+        UserError: pictures of several sizes.
+    """
+    import numpy as np
+    import torch
+
+    from vlapost.exchange.folder import to_demo
+    from vlapost.policies.preprocess import fit
+
+    size, theirs = (c.env.image_size[0], c.env.image_size[1]), None
+    for candidate, trajectory in enumerate(read(c, entry, first - entry.begin), first):
+        here = trajectory.image[0].shape[:2]
+        if here != (theirs := theirs or here):
+            raise UserError(
+                f"The pictures of {trajectory.where} have {here[0]}x{here[1]} pixels, those before it "
+                f"{theirs[0]}x{theirs[1]}; one import has pictures of one size."
+            )
+        images = fit(torch.from_numpy(np.stack(trajectory.image)), size).numpy()
+        yield to_demo(trajectory, c.exchange, candidate, images)
+
+
+def read(c: Config, entry: Source, first: int) -> Iterator[Trajectory]:
+    """The episodes of a source from number `first` on."""
+    from vlapost.exchange import lerobot, maniskill, npz, rlds, shards
+
+    if entry.format == "actor":
+        return record(c, entry.source, first)
+    place = ROOT / Path(entry.source).expanduser()
+    if entry.format == "vlapost":
+        return shards.read(place, first, c.demos)
+    reader = {"lerobot": lerobot, "rlds": rlds, "maniskill": maniskill, "npz": npz}[entry.format]
+    return reader.read(place, first, c.exchange)
+
+
+def record(c: Config, actor: str, first: int) -> Iterator[Trajectory]:
+    """Episodes of an actor on training starts, never held-out ones."""
+    from vlapost.build import build_actor
+    from vlapost.collect_demos import episode_of
+    from vlapost.envs.vector import make_env
+    from vlapost.exchange.rollouts import roll_out
+
+    built = build_actor(replace(c, evaluation=replace(c.evaluation, actor=actor)))
+    env = make_env(c.env)
+    try:
+        yield from roll_out(built, env, lambda attempt: episode_of(c, attempt), c.seed, first)
+    finally:
+        env.close()
+
+
+def report(folder: Path) -> Table:
+    """What a folder holds of which source. Wrong units show in the last columns."""
+    import numpy as np
+
+    from vlapost.exchange.folder import shares
+
+    view = Table("source", "episodes", "left out", "99 % of steps below", "gripper open", title=f"Imported in {folder}")
+    for source, share in shares(folder):
+        if not share.actions:  # stopped before its first episode
+            continue
+        actions = np.concatenate(share.actions)
+        metres, radians = (
+            np.quantile(np.linalg.norm(actions[:, part], axis=1), 0.99) for part in (np.s_[:3], np.s_[3:6])
+        )
+        view.add_row(
+            f"{source.format}: {source.source}" + ("" if source.finished else " (interrupted)"),
+            str(share.episodes),
+            ", ".join(f"{count} {cause}" for cause, count in share.left_out.most_common()),
+            f"{metres:.3f} m, {radians:.3f} rad",
+            f"{(actions[:, 6] > 0).mean():.0%}",
+        )
+    return view
+
+
+if __name__ == "__main__":
+    cli.main(run)
