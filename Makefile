@@ -19,8 +19,8 @@ $(INSTALLED): setup.cfg scripts/setup.sh
 doctor: $(INSTALLED)  ## Check this machine and say in plain words what is missing
 	@$(PYTHON) -m vlapost.doctor
 
-demos: $(INSTALLED)  ## Collect demonstrations with the motion planner
-	@$(PYTHON) -m vlapost.collect_demos $(ARGS)
+demos: $(INSTALLED)  ## Collect demonstrations with the motion planner: N=64000
+	@$(PYTHON) -m vlapost.collect_demos $(if $(N),demos.episodes=$(N)) $(ARGS)
 
 pretrain: $(INSTALLED)  ## Pretrain the small model
 	@$(PYTHON) -m vlapost.pretrain $(ARGS)

@@ -129,6 +129,28 @@ def test_demonstrations_succeed_and_replay_when_merged(scene: Scene) -> None:
 
 
 @pytest.mark.sim
+def test_steps_that_are_not_drawn_change_nothing_else(scene: Scene) -> None:
+    env, planner = scene
+    episode, chosen = 2 * 50176 + 1400, []
+
+    def every_third(actions: np.ndarray) -> np.ndarray:
+        chosen.append(np.arange(len(actions)) % 3 == 1)
+        return chosen[0]
+
+    whole, part = demonstrate(env, planner, episode), demonstrate(env, planner, episode, choose=every_third)
+    assert isinstance(whole, Recording) and isinstance(part, Recording)
+    assert [image is not None for image in part.image] == chosen[0].tolist()
+    np.testing.assert_array_equal(part.action, whole.action)
+    np.testing.assert_array_equal(part.success, whole.success)
+    for one, other, image in zip(whole.truth, part.truth, part.image):
+        torch.testing.assert_close(one.qpos, other.qpos, rtol=0, atol=0)
+        torch.testing.assert_close(one.object_position, other.object_position, rtol=0, atol=0)
+        assert image is None or torch.equal(one.segmentation, other.segmentation)
+    for one_image, image in zip(whole.image, part.image):
+        assert image is None or np.array_equal(image, one_image)
+
+
+@pytest.mark.sim
 def test_the_way_back_from_what_went_wrong(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
     env, planner = scene
     episode = 12 * 50176 + 8400  # banana

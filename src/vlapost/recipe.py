@@ -31,7 +31,10 @@ from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.train import claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
-MAY_CHANGE = ("trainer.video_episodes", "demos.workers", "evaluation.workers", "evaluation.videos", "generalization.")
+MAY_CHANGE = (
+    *("trainer.video_episodes", "demos.workers", "demos.part", "demos.frames"),
+    *("evaluation.workers", "evaluation.videos", "generalization."),
+)
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
 Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
