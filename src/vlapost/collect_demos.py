@@ -121,16 +121,16 @@ def fill(
         counted = writer.parts == 1 and begin >= writer.end  # all that is before, and nothing is behind
         episodes: list[DemoEpisode] = []
         failures: list[Failure] = []
-        done = begin
         try:
-            while done < end and not (counted and before + len(episodes) >= wanted):
+            for _ in range(begin, end):
+                if counted and before + len(episodes) >= wanted:
+                    break
                 outcome = next(outcomes)
                 if isinstance(outcome, DemoEpisode):
                     episodes.append(outcome)
                 else:
                     failures.append(outcome)
-                done += 1
-                successes, attempts = writer.episodes + len(episodes), writer.attempts + done - begin
+                successes, attempts = writer.episodes + len(episodes), writer.attempts + len(episodes) + len(failures)
                 causes = causes_of(writer, failures)
                 watch(successes, f"success {successes / attempts:.0%}" + (f"; failed: {causes}" if causes else ""))
                 if attempts >= HOPELESS and not successes:
@@ -139,8 +139,8 @@ def fill(
                         f"{writer.folder} before you try again."
                     )
         finally:
-            if done > begin:
-                writer.write(begin, done, episodes, failures)
+            if done := len(episodes) + len(failures):
+                writer.write(begin, begin + done, episodes, failures)
 
 
 def causes_of(writer: DemoWriter, failures: list[Failure]) -> str:
