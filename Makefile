@@ -1,6 +1,6 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve study generalization gallery export memory benchmark-policy import-demos export-demos check-lerobot
+.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve sft-scaling study generalization gallery export memory benchmark-policy benchmark-storage replay import-demos export-demos check-lerobot
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -20,8 +20,11 @@ $(INSTALLED): setup.cfg scripts/setup.sh
 doctor: $(INSTALLED)  ## Check this machine and say in plain words what is missing
 	@$(PYTHON) -m vlapost.doctor
 
-demos: $(INSTALLED)  ## Collect demonstrations with the motion planner
-	@$(PYTHON) -m vlapost.collect_demos $(ARGS)
+demos: $(INSTALLED)  ## Collect demonstrations with the motion planner: N=64000
+	@$(PYTHON) -m vlapost.collect_demos $(if $(N),demos.episodes=$(N)) $(ARGS)
+
+replay: $(INSTALLED)  ## How many demonstrations succeed again open loop: all actions, small ones merged, dropped
+	@$(PYTHON) -m vlapost.replay $(ARGS)
 
 import-demos: $(INSTALLED)  ## Demonstrations from elsewhere: FROM=lerobot|rlds|maniskill|npz|vlapost|actor SOURCE=...
 	@$(PYTHON) -m vlapost.import_demos $(if $(FROM),from=$(FROM)) $(if $(SOURCE),source=$(SOURCE)) $(ARGS)
@@ -46,6 +49,9 @@ train-tpo: $(INSTALLED)  ## The same with TPO: preferences between whole episode
 
 learning-curve: $(INSTALLED)  ## PPO for 400,000 steps against SFT on up to 4,000 demonstrations (hours; resumable)
 	@$(PYTHON) -m vlapost.curve $(ARGS)
+
+sft-scaling: $(INSTALLED)  ## SFT on 140 to 16,000 demonstrations, on seen and unseen objects (hours; resumable)
+	@$(PYTHON) -m vlapost.scaling $(ARGS)
 
 study: $(INSTALLED)  ## An ablation of the paper in small, over seeds: FIG=3b, 4b, 5a, 5b, 10, 11 or 12
 	@$(PYTHON) -m vlapost.study $(FIG) $(ARGS)
@@ -93,6 +99,9 @@ benchmark: $(INSTALLED)  ## Speed of simulator, rollouts and learning on this ma
 
 benchmark-policy: $(INSTALLED)  ## Speed and memory of the policy alone, random weights: ARGS="out=FILE.json"
 	@$(PYTHON) -m benchmarks.policy $(ARGS)
+
+benchmark-storage: $(INSTALLED)  ## Size, write and read speed of demonstrations in our format and in others
+	@$(PYTHON) -m benchmarks.storage $(ARGS)
 
 clean:  ## Remove caches (data/, models/, lightning_logs/ and .venv stay)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache build

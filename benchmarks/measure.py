@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -59,3 +61,10 @@ def roofline(device: str) -> tuple[float, float]:
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.empty_like(a)
     return 2 * size**3 / seconds(lambda: a @ a, device, 5), 2 * a.nbytes / seconds(lambda: b.copy_(a), device, 5)
+
+
+def machine() -> dict[str, Any]:
+    """What stands beside measured numbers."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {"cores": len(os.sched_getaffinity(0)), "cpu": cpu}

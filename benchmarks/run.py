@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 from rich.table import Table
 
+from benchmarks.measure import machine
 from vlapost import cli, config
 from vlapost.config import ROOT, UserError
 from vlapost.evaluation.summary import write_json
@@ -43,7 +43,7 @@ def run(words: list[str]) -> None:
                 f"{row['ms_per_step']:.1f} ms a step, {row['reset_ms']:.0f} ms a reset",
             )
     report = {
-        "machine": {"cores": len(os.sched_getaffinity(0)), "cpu": _cpu()},
+        "machine": machine(),
         "torch": torch.__version__,
         "env": {key: value for key, value in vars(c.env).items() if key not in ("image_size", "num_envs")},
         "simulator": rows,  # with their own sizes and numbers of scenes
@@ -62,11 +62,6 @@ def run(words: list[str]) -> None:
     path = ROOT / "lightning_logs" / "benchmark" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     write_json(path, report)
     cli.console.print(f"Written to {path}", soft_wrap=True)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _processes(count: int) -> str:

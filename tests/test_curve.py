@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlapost import config, curve
+from vlapost import config, curve, scaling
 from vlapost.config import UserError
 from vlapost.evaluation.summary import METRICS, rate, write_json
 
@@ -28,7 +28,8 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def perform(folder: Path, planned: list) -> None:
         stages.extend((title, product.relative_to(folder).as_posix()) for title, product, _ in planned)
 
-    monkeypatch.setattr(curve, "ROOT", tmp_path)
+    for module in (curve, scaling):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(curve, "STEPS", 26 * 160 - 5)
     monkeypatch.setattr(curve, "perform", perform)
     monkeypatch.setattr(curve, "draw", lambda *what: drawn.extend(what[2:]))
@@ -36,11 +37,12 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     curve.run(words)
     warmup = (tmp_path / "lightning_logs/curve/sft/config.yaml").read_text()
     assert "lr: 0.001" in warmup and "iterations: 15" in warmup  # the length of the curve is not the warm-up's
-    assert [product for _, product in stages[:7]] == [
+    made = [product for _, product in stages if not product.startswith("evaluation/")]
+    assert made == [
         "demos.json", "sft/adapter", "ppo/adapter",
         "demos-1000.json", "sft-1000/sft/adapter", "demos-4000.json", "sft-4000/sft/adapter",
     ]  # fmt: skip
-    evaluated = [product.split("/")[1] for _, product in stages[7:]]
+    evaluated = [product.split("/")[1] for _, product in stages if product.startswith("evaluation/")]
     points = ["ppo-00000", "ppo-00010", "ppo-00020", "ppo-00026", "sft-1000", "sft-4000"]
     assert evaluated == [f"{point}-{set_}" for point in points for set_ in ("few", "test")]
     assert drawn == [
@@ -48,6 +50,8 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         {0: 0, 1600: 10, 3200: 20, 26 * 160: 26},
         [140, 1000, 4000],
     ]
+    longer = (tmp_path / "lightning_logs/curve/sft-4000/config.yaml").read_text()
+    assert "lr: 0.001" in longer and "episodes: 4000" in longer and "iterations: 120" in longer
     stages.clear()
     curve.run(words)  # the same words continue
     with pytest.raises(UserError, match=r"sft.*optim\.lr|optim\.lr.*was"):

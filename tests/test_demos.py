@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,9 @@ from scipy.spatial.transform import Rotation
 from vlapost import config
 from vlapost.collect_demos import disturbance_of
 from vlapost.config import UserError
-from vlapost.experience.action_filter import filter_actions
-from vlapost.experience.demos import DemoDataset, DemoWriter
+from vlapost.experience.action_filter import filter_actions, steps_to_draw
+from vlapost.experience.demos import DemoDataset
 from vlapost.experience.shards import (
-    TEMPORARY,
     VERSION,
     DemoEpisode,
     DemoMeta,
@@ -29,6 +29,7 @@ from vlapost.experience.shards import (
     encode_labels,
     list_shards,
 )
+from vlapost.experience.writer import DemoWriter
 
 META = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0, 0.0)
 
@@ -123,7 +124,7 @@ def pictures(candidate: int, steps: int) -> NDArray[np.uint8]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Attempts 0..5 in two shards; attempt 2 failed."""
-    writer = DemoWriter(tmp_path, META)
+    writer = DemoWriter(tmp_path, META, block=3)
     writer.write(0, 3, [episode(0), episode(1)], [Failure(2, 1002, "dropped")])
     writer.write(3, 6, [episode(3), episode(4, steps=7), episode(5)], [])
     writer.close()
@@ -190,27 +191,52 @@ def test_a_deleted_shard_is_asked_for_again(folder: Path) -> None:
     os.remove(list_shards(folder)[0].path)
     with pytest.raises(UserError, match="lacks the shard of attempts 0 to 2"):
         DemoDataset(folder, "merge", 0.01, 0.06)
-    writer = DemoWriter(folder, META)
-    assert writer.missing() == [(0, 3)] and writer.next_candidate() == 6 and writer.episodes == 3
+    writer = DemoWriter(folder, META, block=3)
+    assert next(writer.gaps()) == (0, 3) and writer.episodes == 3 and not writer.is_enough(1)
     writer.write(0, 3, [episode(0), episode(1)], [Failure(2, 1002, "dropped")])
-    assert writer.missing() == [] and writer.failures == {"dropped": 1}
+    assert next(writer.gaps()) == (6, 9) and writer.failures == {"dropped": 1} and writer.is_enough(5)
     writer.close()
     assert DemoDataset(folder, "merge", 0.01, 0.06).episodes == 5
 
 
 def test_a_leftover_of_a_killed_writer_is_removed(folder: Path) -> None:
-    (folder / TEMPORARY).write_bytes(b"half a shard")
+    (folder / ".shard.tmp").write_bytes(b"half a shard")
     assert DemoDataset(folder, "merge", 0.01, 0.06).episodes == 5
     writer = DemoWriter(folder, META)
-    assert writer.episodes == 5 and not (folder / TEMPORARY).exists()
+    assert writer.episodes == 5 and not (folder / ".shard.tmp").exists()
     with pytest.raises(UserError, match="Another process collects"):
         DemoWriter(folder, META)
     writer.close()
 
 
+def test_steps_that_no_filter_keeps_need_no_picture(tmp_path: Path) -> None:
+    whole = episode(0, steps=12)
+    whole.action[:, :6] = 0
+    whole.action[:10, 0] = [0.02, 0.004, 0.004, 0.004, 0.02, 0.009, 0.03, 0.004, 0.001, 0.02]
+    drawn = steps_to_draw(whole.action, 0.01, 0.06)
+    # merge keeps 0, 1 (to 3), 4, 5 (with 6), 7 (to 9) and the toggles 10 and 11; drop keeps 0, 4, 6, 9, 10, 11
+    assert np.flatnonzero(~drawn).tolist() == [2, 3, 8]
+    images, labels = (
+        tuple(data if seen else None for data, seen in zip(pictures_, drawn))
+        for pictures_ in (whole.image, whole.segmentation)
+    )
+    writer = DemoWriter(tmp_path, META)
+    writer.write(0, 1, [replace(whole, image=images, segmentation=labels)], [])
+    writer.close()
+    for filter in ("merge", "drop"):
+        data = DemoDataset(tmp_path, filter, 0.01, 0.06)
+        every = torch.arange(len(data))
+        shown, labels_shown = data.observation(every)[0].numpy(), data.grounding(every).segmentation.numpy()
+        np.testing.assert_array_equal(shown, pictures(0, 12)[data.step.numpy()])
+        np.testing.assert_array_equal(labels_shown, pictures(0, 12)[data.step.numpy()][..., 0] % 4)
+    for filter, threshold in (("none", 0.01), ("merge", 0.003)):
+        with pytest.raises(UserError, match=r"no picture of some steps.*demos\.frames=all"):
+            DemoDataset(tmp_path, filter, threshold, 0.06)
+
+
 @pytest.mark.sim
 def test_a_killed_collection_continues_as_if_it_had_not_been(tmp_path: Path) -> None:
-    words = ["demos.episodes=3", "demos.shard_episodes=1", "env.image_size=[32,32]"]
+    words = ["demos.episodes=3", "demos.shard_attempts=1", "demos.frames=all", "env.image_size=[32,32]"]
     command = [sys.executable, "-m", "vlapost.collect_demos", *words]
     with subprocess.Popen([*command, "demos.workers=2", f"demos.path={tmp_path / 'killed'}"]) as process:
         while not list_shards(tmp_path / "killed") and process.poll() is None:

@@ -1,5 +1,6 @@
 """The seam between sampling and learning: laziness, order, seeds, shapes, augmentation."""
 
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -110,6 +111,33 @@ def test_two_processes_share_the_walk_of_one():
     ranks = [demo_batches(0, rank, 2, steps=2) for rank in (0, 1)]
     together = [i for pair in zip(*ranks) for batch in pair for i in batch]
     assert together == alone
+
+
+def test_the_next_demonstrations_are_read_while_one_learns():
+    """Each minibatch is asked for by itself, one ahead and no more; a mistake in reading reaches the learner."""
+    read = [threading.Event() for _ in range(4)]
+
+    def make(index, generator):
+        number = next(k for k, event in enumerate(read) if not event.is_set())
+        if number == 3:
+            raise ValueError("damaged")
+        read[number].set()
+        return index
+
+    watch = Stopwatch()
+    batches = iter(DemoBatches(make, 10, 5, 3, 0, 0, 1, 7, watch))  # type: ignore[type-var]
+    next(batches)
+    assert read[1].wait(30) and not read[2].is_set()
+    next(batches)
+    assert read[2].wait(30)
+    next(batches)
+    with pytest.raises(ValueError, match="damaged"):
+        next(batches)
+    assert watch.seconds["loading"] < 30
+    fresh = iter(DemoBatches(lambda index, generator: index, 10, 5, 3, 0, 0, 1, 7, watch))  # type: ignore[type-var]
+    next(fresh)
+    fresh.close()  # an iteration that is given up leaves no thread behind
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
 
 def test_gumbel_noise_draws_from_the_softmax():

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from vlapost import attempts
+from vlapost import replay as replay_module
 from vlapost.assets.pack import open_pack
-from vlapost.config import load
+from vlapost.collect_demos import meta_of
+from vlapost.config import UserError, load
 from vlapost.envs.stations import TABLE
 from vlapost.envs.vector import SceneVector, make_env
 from vlapost.experience.action_filter import filter_actions
+from vlapost.experience.shards import DemoEpisode
+from vlapost.experience.writer import DemoWriter
 from vlapost.planner import demonstrate as demonstrate_module
 from vlapost.planner import disturb as disturb_module
 from vlapost.planner.actions import CLOSED, OPEN, delta_actions, vertical_actions
@@ -126,6 +133,49 @@ def test_demonstrations_succeed_and_replay_when_merged(scene: Scene) -> None:
         assert len(merged) < len(recording.action)
         replayed += bool(replay(env, episode, torch.from_numpy(merged)).success)
     assert replayed >= len(succeeded) - 1
+
+
+@pytest.mark.sim
+def test_replay_counts_what_succeeds_again(monkeypatch: pytest.MonkeyPatch, scene: Scene, tmp_path: Path) -> None:
+    """A demonstration, and one that is stored under the start of another object and so cannot succeed."""
+    monkeypatch.setattr(attempts.Worker, "tools", scene)
+    monkeypatch.setattr(attempts.Worker, "cfg", load("base", ["env.obj_set=train"]), raising=False)
+    made = attempts.attempt(0, 2 * 50176 + 1400, None)
+    assert isinstance(made, DemoEpisode)
+    cfg = load("base", ["env.obj_set=train", f"demos.path={tmp_path}"])
+    writer = DemoWriter(tmp_path, meta_of(cfg))
+    writer.write(0, 2, [made, dataclasses.replace(made, candidate=1, episode_id=9 * 50176 + 6300)], [])
+    writer.close()
+    demos = list(replay_module.stored(cfg, tmp_path))
+    assert [id_ for id_, _ in demos] == [2 * 50176 + 1400, 9 * 50176 + 6300]
+    np.testing.assert_array_equal(demos[1][1], made.action)
+    found = replay_module.measure(demos, 0.01, 0.06, map)
+    assert found["none"]["actions"] == 2 * len(made.action) > found["merge"]["actions"] > found["drop"]["actions"]
+    assert (found["none"]["success"]["mean"], found["merge"]["success"]["n"]) == (0.5, 2)
+    with pytest.raises(UserError, match="sim_freq=500, not 100"):
+        list(replay_module.stored(load("base", ["env.obj_set=train", "env.sim_freq=100"]), tmp_path))
+
+
+@pytest.mark.sim
+def test_steps_that_are_not_drawn_change_nothing_else(scene: Scene) -> None:
+    env, planner = scene
+    episode, chosen = 2 * 50176 + 1400, []
+
+    def every_third(actions: np.ndarray) -> np.ndarray:
+        chosen.append(np.arange(len(actions)) % 3 == 1)
+        return chosen[0]
+
+    whole, part = demonstrate(env, planner, episode), demonstrate(env, planner, episode, choose=every_third)
+    assert isinstance(whole, Recording) and isinstance(part, Recording)
+    assert [image is not None for image in part.image] == chosen[0].tolist()
+    np.testing.assert_array_equal(part.action, whole.action)
+    np.testing.assert_array_equal(part.success, whole.success)
+    for one, other, image in zip(whole.truth, part.truth, part.image):
+        torch.testing.assert_close(one.qpos, other.qpos, rtol=0, atol=0)
+        torch.testing.assert_close(one.object_position, other.object_position, rtol=0, atol=0)
+        assert image is None or torch.equal(one.segmentation, other.segmentation)
+    for one_image, image in zip(whole.image, part.image):
+        assert image is None or np.array_equal(image, one_image)
 
 
 @pytest.mark.sim

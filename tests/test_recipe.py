@@ -20,7 +20,7 @@ from vlapost.train import newest_checkpoint
 WORDS = [
     "ppo", "run=small", "policy.checkpoint=models/tiny", "policy.lora_rank=4", "policy.critic=separate",
     "env.num_envs=1", "demos.episodes=2",
-    "demos.shard_episodes=1", "evaluation.episodes=2", "evaluation.videos=1", "trainer.devices=2",
+    "demos.shard_attempts=1", "evaluation.episodes=2", "evaluation.videos=1", "trainer.devices=2",
     "trainer.iterations=3",
     "trainer.eval_every=3", "trainer.eval_episodes=2", "experience.rounds=1", "optim.batch_size=40",
     "sft.trainer.iterations=1", "sft.trainer.eval_every=0", "sft.experience.demo_steps=2", "sft.optim.batch_size=4",

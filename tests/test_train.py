@@ -315,10 +315,16 @@ def test_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("lowering_pays")
-def test_sft_stops_when_held_out_demonstrations_get_no_better(tiny: Path, tmp_path: Path):
+@pytest.mark.parametrize("episodes", [1, 0])
+def test_sft_stops_when_held_out_demonstrations_get_no_better(
+    tiny: Path, tmp_path: Path, episodes: int, monkeypatch: pytest.MonkeyPatch
+):
     """Random actions cannot be foretold: the loss on the held-out ones rises, and the second time is the last."""
+    if not episodes:
+        monkeypatch.setattr("vlapost.build.make_env", lambda cfg: pytest.fail("nobody needs a simulator"))
     words = [*SFT[:2], "experience.demo_steps=4", "optim.lr=1e-1", "optim.schedule=constant", "optim.batch_size=8"]
-    watching = ["trainer.eval_every=1", "trainer.eval_episodes=1", "trainer.video_episodes=0", "env.num_envs=2"]
+    watching = ["trainer.eval_every=1", f"trainer.eval_episodes={episodes}", "trainer.video_episodes=0"]
+    watching = [*watching, "env.num_envs=2"]
     cfg = settings("sft", [*words, *watching, "demos.held_out=4", "trainer.patience=1"], tiny, 8)
     fit(cfg, tmp_path / "sft")
     newest = train.newest_checkpoint(tmp_path / "sft/checkpoints")

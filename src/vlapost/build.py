@@ -15,6 +15,7 @@ from vlapost.algorithms.grpo import GRPO
 from vlapost.algorithms.ppo import PPO
 from vlapost.algorithms.sft import SFT
 from vlapost.algorithms.tpo import TPO
+from vlapost.cli import console
 from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import Actor, DemoBatch, Observation, VectorEnv
 from vlapost.envs import episodes
@@ -132,7 +133,13 @@ def demo_feed(config: Config, policy: OpenVLAPolicy) -> DemoFeed:
 def open_demos(config: Config) -> DemoDataset:
     """The stored demonstrations, filtered as the settings say."""
     d = config.demos
-    return DemoDataset(ROOT / d.path, d.filter, d.min_translation, d.min_rotation, d.episodes + d.held_out)
+    wanted = d.episodes + d.held_out
+    data = DemoDataset(ROOT / d.path, d.filter, d.min_translation, d.min_rotation, wanted, d.skip_corrupt)
+    if data.skipped:
+        names = ", ".join(file.path.name for file in data.skipped)
+        attempts = sum(file.end - file.begin for file in data.skipped)
+        console.print(f"{d.path}: {len(data.skipped)} damaged shards are left out, {attempts} attempts: {names}.")
+    return data
 
 
 class PlaceOnPlate:

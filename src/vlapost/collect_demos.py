@@ -1,95 +1,43 @@
 """Collect demonstrations with the motion planner.
 
-    make demos
-    make demos ARGS="demos.episodes=2000 demos.workers=4"
+    make demos N=2000
+    make demos N=64000 ARGS="demos.path=data/many demos.part=3 demos.parts=16 demos.workers=4"
     python -m vlapost.collect_demos [configuration] [key=value ...]
 
 Attempt k = 0, 1, 2, ... starts in an episode drawn from (demos.seed, k), never a held-out one. The first
 `demos.episodes` attempts that succeed are the set (and the next `demos.held_out` those to look at only), whatever the
 number of workers. What is finished stays: the same command continues after an interruption, and a larger demos.episodes
 adds to what is there.
+
+With `demos.parts` each process makes its own blocks of attempts, into one folder or into folders that are copied
+together afterwards; the command without parts then makes what is still missing, and checks every shard.
 """
 
 from __future__ import annotations
 
-import signal
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from vlapost.cli import console, end_with_parent, main, parse, progress
-from vlapost.config import ROOT, Config, EnvConfig, UserError, load
+from vlapost.attempts import attempt, start
+from vlapost.cli import console, main, parse, progress
+from vlapost.config import ROOT, Config, UserError, load
 from vlapost.evaluation.summary import write_json
 
 if TYPE_CHECKING:
-    from vlapost.envs.vector import SceneVector
-    from vlapost.experience.demos import DemoWriter
     from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure
-    from vlapost.planner.motion import ArmPlanner
+    from vlapost.experience.writer import DemoWriter
 
 HOPELESS = 100  # attempts without any success: something is broken
 QUEUED = 4  # attempts handed out per worker, so that none waits for another
-
-
-class Worker:
-    """What one process keeps between its attempts."""
-
-    cfg: EnvConfig
-    tools: tuple[SceneVector, ArmPlanner] | None = None
-
-
-def start(cfg: EnvConfig) -> None:
-    """First call in every process."""
-    import torch
-
-    torch.set_num_threads(1)
-    Worker.cfg = cfg
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the collecting command answers
-    end_with_parent()
-
-
-def tools() -> tuple[SceneVector, ArmPlanner]:
-    """This process's environment and planner, built by its first attempt so that an error reaches the user."""
-    from vlapost.envs.vector import make_env
-    from vlapost.planner.motion import ArmPlanner
-
-    if Worker.tools is None:
-        env = make_env(Worker.cfg, num_envs=1)
-        Worker.tools = env, ArmPlanner(env.scenes[0].pack)
-    return Worker.tools
-
-
-def attempt(candidate: int, episode_id: int, disturbance: list[int] | None) -> DemoEpisode | Failure:
-    """Try one episode in this process; `disturbance` is the seed of one, or None."""
-    import numpy as np
-
-    from vlapost.experience.shards import DemoEpisode, Failure, encode_image, encode_labels
-    from vlapost.planner.demonstrate import demonstrate
-
-    rng = None if disturbance is None else np.random.default_rng(disturbance)
-    result = demonstrate(*tools(), episode_id, rng)
-    if isinstance(result, str):
-        return Failure(candidate, episode_id, result)
-    return DemoEpisode(
-        candidate=candidate,
-        episode_id=episode_id,
-        instruction=result.instruction,
-        image=tuple(encode_image(image) for image in result.image),
-        segmentation=tuple(encode_labels(truth.segmentation[0].numpy()) for truth in result.truth),
-        action=result.action,
-        gripper_pose=np.stack([truth.gripper_pose[0].numpy() for truth in result.truth]),
-        object_position=np.stack([truth.object_position[0].numpy() for truth in result.truth]),
-        receptacle_position=np.stack([truth.receptacle_position[0].numpy() for truth in result.truth]),
-        qpos=np.stack([truth.qpos[0].numpy() for truth in result.truth]),
-        success=result.success,
-    )
 
 
 def episode_of(cfg: Config, candidate: int) -> int:
@@ -113,75 +61,40 @@ def disturbance_of(cfg: Config, candidate: int) -> list[int] | None:
     return seed if np.random.default_rng(seed[:2]).random() < cfg.demos.disturbed else None
 
 
-def results(pool: ProcessPoolExecutor, cfg: Config, begin: int, end: int | None) -> Iterator[DemoEpisode | Failure]:
-    """Outcomes of attempts `begin` to `end` (exclusive; None: without end), in order, computed in parallel."""
+def results(pool: ProcessPoolExecutor, cfg: Config, candidates: Iterable[int]) -> Iterator[DemoEpisode | Failure]:
+    """Outcomes of the attempts `candidates`, which may go on for ever, in their order, computed in parallel."""
     waiting: deque[Future[DemoEpisode | Failure]] = deque()
-    candidate = begin
-    while waiting or end is None or candidate < end:
-        while len(waiting) < QUEUED * cfg.demos.workers and (end is None or candidate < end):
+    coming = iter(candidates)
+    while True:
+        for candidate in islice(coming, QUEUED * cfg.demos.workers - len(waiting)):
             waiting.append(pool.submit(attempt, candidate, episode_of(cfg, candidate), disturbance_of(cfg, candidate)))
-            candidate += 1
         yield waiting.popleft().result()
 
 
 def collect(cfg: Config) -> DemoWriter:
-    """Collect what is missing of `cfg.demos.episodes` demonstrations, and of those that are held out."""
+    """Collect what is missing of `cfg.demos.episodes` demonstrations, and of those that are held out, or of a part."""
     from vlapost.assets.pack import open_pack
     from vlapost.exchange.folder import imported
-    from vlapost.experience.demos import DemoWriter
-    from vlapost.experience.shards import Failure
+    from vlapost.experience.writer import DemoWriter
 
-    if there := imported(ROOT / cfg.demos.path, cfg.demos.episodes + cfg.demos.held_out):
-        return DemoWriter(ROOT / cfg.demos.path, there)
-    writer = DemoWriter(ROOT / cfg.demos.path, meta_of(cfg))
-    known, wanted = writer.episodes, cfg.demos.episodes + cfg.demos.held_out
-    if known >= wanted and not writer.missing():
+    d = cfg.demos
+    wanted = d.episodes + d.held_out
+    if there := imported(ROOT / d.path, wanted):
+        return DemoWriter(ROOT / d.path, there)
+    writer = DemoWriter(ROOT / d.path, meta_of(cfg), d.shard_attempts, d.part, d.parts, d.skip_corrupt)
+    if writer.is_enough(wanted):
         return writer
     open_pack(cfg.env.assets)  # drawn here if it is not there yet, where its progress can be seen
-    env = replace(cfg.env, backend="cpu")  # a scene at a time: the same demonstrations wherever training simulates
-    pool = ProcessPoolExecutor(cfg.demos.workers, get_context("spawn"), start, (env,))
+    in_worker = replace(cfg, env=replace(cfg.env, backend="cpu"))  # the same wherever training simulates
+    pool = ProcessPoolExecutor(d.workers, get_context("spawn"), start, (in_worker,))
+    stream = results(pool, cfg, (candidate for begin, end in writer.gaps() for candidate in range(begin, end)))
     bar = progress("demo")
-    task = bar.add_task("demonstrations", total=wanted, completed=known, note="starting simulators")
-    tried = 0
-
-    def collect_range(begin: int, end: int | None) -> None:
-        nonlocal tried
-        episodes: list[DemoEpisode] = []
-        failures: list[Failure] = []
-        done = begin
-        try:
-            for result in results(pool, cfg, begin, end):
-                if isinstance(result, Failure):
-                    failures.append(result)
-                else:
-                    episodes.append(result)
-                    bar.advance(task)
-                tried += 1
-                done += 1
-                if tried == HOPELESS and not writer.episodes + len(episodes):
-                    raise UserError(
-                        f"The first {HOPELESS} attempts all failed ({causes_of(writer, failures)}); run make doctor."
-                    )
-                new = writer.episodes + len(episodes) - known
-                note = causes_of(writer, failures)
-                bar.update(task, note=f"success {new / tried:.0%}" + (f"; failed: {note}" if note else ""))
-                complete = end is None and writer.episodes + len(episodes) >= wanted
-                if complete or done == end or len(episodes) == cfg.demos.shard_episodes:
-                    writer.write(begin, done, episodes, failures)
-                    begin, episodes, failures = done, [], []
-                if complete:
-                    return
-        except KeyboardInterrupt:
-            if done > begin:
-                writer.write(begin, done, episodes, failures)  # what is finished is kept
-            raise
-
+    name = "demonstrations" + (f", part {d.part} of {d.parts}" if d.parts > 1 else "")
+    share = -(-wanted // d.parts)
+    task = bar.add_task(name, total=share, completed=writer.episodes, note="starting simulators")
     try:
         with bar:
-            for begin, end in writer.missing():
-                collect_range(begin, end)
-            if writer.episodes < wanted:
-                collect_range(writer.next_candidate(), None)
+            fill(writer, stream, wanted, lambda done, note: bar.update(task, completed=done, note=note))
     except BrokenProcessPool:
         raise UserError(
             "A collecting process died, most likely for lack of memory (each takes about 1.2 GB); "
@@ -190,6 +103,47 @@ def collect(cfg: Config) -> DemoWriter:
     finally:
         pool.shutdown(cancel_futures=True)
     return writer
+
+
+def fill(
+    writer: DemoWriter,
+    outcomes: Iterator[DemoEpisode | Failure],
+    wanted: int,
+    watch: Callable[[int, str], None] = lambda done, note: None,
+) -> None:
+    """Store outcomes, which come in the order of the writer's gaps, a shard per gap, until there is enough.
+
+    watch: hears the number of demonstrations, and of failures by cause. Whatever ends this, what is finished is kept.
+    """
+    from vlapost.experience.shards import DemoEpisode
+
+    for begin, end in writer.gaps():
+        before = writer.expected(begin)
+        if before >= wanted:
+            return
+        counted = writer.parts == 1 and begin >= writer.end  # all that is before, and nothing is behind
+        episodes: list[DemoEpisode] = []
+        failures: list[Failure] = []
+        try:
+            for _ in range(begin, end):
+                if counted and before + len(episodes) >= wanted:
+                    break
+                outcome = next(outcomes)
+                if isinstance(outcome, DemoEpisode):
+                    episodes.append(outcome)
+                else:
+                    failures.append(outcome)
+                successes, attempts = writer.episodes + len(episodes), writer.attempts + len(episodes) + len(failures)
+                causes = causes_of(writer, failures)
+                watch(successes, f"success {successes / attempts:.0%}" + (f"; failed: {causes}" if causes else ""))
+                if attempts >= HOPELESS and not successes:
+                    raise UserError(
+                        f"The first {attempts} attempts all failed ({causes}); run make doctor, and delete "
+                        f"{writer.folder} before you try again."
+                    )
+        finally:
+            if done := len(episodes) + len(failures):
+                writer.write(begin, begin + done, episodes, failures)
 
 
 def causes_of(writer: DemoWriter, failures: list[Failure]) -> str:
@@ -220,19 +174,22 @@ def meta_of(cfg: Config) -> DemoMeta:
 
 
 def report(folder: Path, writer: DemoWriter) -> None:
-    """Print what the folder holds, and write it to `failures.json` there."""
-    failed = sum(writer.failures.values())
+    """Print what the folder, or this part of it, holds; what the folder holds goes to `failures.json` there too."""
     size = sum(file.stat().st_size for file in folder.glob("shard-*.arrow"))
-    table = Table(title=f"Demonstrations in {folder}", show_header=False)
+    which = f", part {writer.part} of {writer.parts}" if writer.parts > 1 else ""
+    table = Table(title=f"Demonstrations in {folder}{which}", show_header=False)
     table.add_row("demonstrations", str(writer.episodes))
-    table.add_row("attempts", str(writer.episodes + failed))
-    table.add_row("success rate", f"{writer.episodes / max(1, writer.episodes + failed):.1%}")
+    table.add_row("attempts", str(writer.attempts))
+    table.add_row("success rate", f"{writer.episodes / max(1, writer.attempts):.1%}")
+    if writer.skipped:
+        table.add_row("damaged shards skipped", ", ".join(file.path.name for file in writer.skipped))
     for cause, count in writer.failures.most_common():
         table.add_row(f"failed: {cause}", str(count))
-    table.add_row("size", f"{size / 1e6:.1f} MB")
+    table.add_row("size of the folder", f"{size / 1e6:.1f} MB")
     console.print(table)
-    content = {"demonstrations": writer.episodes, "failed": dict(writer.failures.most_common())}
-    write_json(folder / "failures.json", content)
+    if writer.parts == 1:
+        content = {"demonstrations": writer.episodes, "failed": dict(writer.failures.most_common())}
+        write_json(folder / "failures.json", content)
 
 
 def run(argv: list[str]) -> None:

@@ -7,14 +7,15 @@ from operator import attrgetter
 from vlapost.schema import Config, UserError
 
 AT_LEAST_ONE = (
-    "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers", "demos.shard_episodes",
+    "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers",
+    "demos.shard_attempts", "demos.parts",
     "experience.demo_steps", "experience.rounds", "experience.passes", "experience.same_start",
     "optim.batch_size", "optim.accumulate", "trainer.iterations", "evaluation.episodes", "evaluation.workers",
     "generalization.seeds",
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "demos.held_out", "experience.approach_reward", "algorithm.soft_targets", "trainer.patience",
-    "evaluation.videos", "evaluation.temperature",
+    "trainer.eval_episodes", "evaluation.videos", "evaluation.temperature",
 )  # fmt: skip
 ONE_OF = {
     "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),
@@ -22,6 +23,7 @@ ONE_OF = {
     "algorithm.ratio": ("action", "dimension"),
     "algorithm.advantage": ("group", "valid", "whole"),
     "demos.filter": ("merge", "drop", "none"),
+    "demos.frames": ("kept", "all"),
     "policy.quantize": ("none", "nf4", "int8"),
     "policy.recompute": ("none", "mlp", "blocks"),
     "optim.schedule": ("constant", "cosine"),
@@ -80,10 +82,19 @@ def check_values(config: Config) -> None:
     if name == "pretrain" and config.demos.held_out:
         raise UserError(f"demos.held_out is {config.demos.held_out}, but pretraining keeps none back; leave it 0.")
     watched = config.demos.held_out and config.trainer.eval_every and "demos" in schedule
+    if config.trainer.eval_every and not config.trainer.eval_episodes and not watched:
+        raise UserError(
+            "trainer.eval_episodes is 0, and there are no held-out demonstrations to evaluate on either; set "
+            "demos.held_out, or trainer.eval_every=0."
+        )
     if config.trainer.patience and not watched:
         raise UserError(
             f"trainer.patience is {config.trainer.patience}, but nothing is watched; set demos.held_out to the number "
             "of demonstrations to keep back, trainer.eval_every, and demos in experience.schedule."
+        )
+    if not 0 <= config.demos.part < config.demos.parts:
+        raise UserError(
+            f"demos.part is {config.demos.part}; it must be 0 to {config.demos.parts - 1} (demos.parts - 1)."
         )
     if not config.experience.schedule:
         raise UserError("experience.schedule is empty; it must name rollout, demos or both.")

@@ -31,7 +31,10 @@ from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.train import claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
-MAY_CHANGE = ("trainer.video_episodes", "demos.workers", "evaluation.workers", "evaluation.videos", "generalization.")
+MAY_CHANGE = (
+    *("trainer.video_episodes", "demos.workers", "demos.part", "demos.frames"),
+    *("evaluation.workers", "evaluation.videos", "generalization."),
+)
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
 Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
@@ -185,17 +188,24 @@ def measured(env: EnvConfig, report: dict[str, Any]) -> list[Any]:
 
 
 def rollout_curve(folder: Path) -> dict[str, list[float]]:
-    """The stage's TensorBoard series over iterations; a resumed run's repeated iterations appear once."""
+    """The stage's TensorBoard series of its rollouts, over iterations."""
+    return series(
+        folder, ["rollout/env_steps", *[f"rollout/{m}" for m in METRICS], "rollout/return", "time/iteration_s"]
+    )
+
+
+def series(folder: Path, tags: list[str]) -> dict[str, list[float]]:
+    """TensorBoard series of a stage, empty where there is none; a resumed run's repeated iterations appear once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = ["rollout/env_steps", *[f"rollout/{m}" for m in METRICS], "rollout/return", "time/iteration_s"]
     known = set(events.Tags()["scalars"])
     return {
         tag: [value for _, value in sorted({e.step: e.value for e in events.Scalars(tag)}.items())]
-        for tag in tags
         if tag in known
-    } | {tag: [] for tag in tags if tag not in known}
+        else []
+        for tag in tags
+    }
 
 
 def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> None:

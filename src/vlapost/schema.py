@@ -58,7 +58,11 @@ class DemosConfig:
     workers: int
     seed: int
     disturbed: float
-    shard_episodes: int
+    shard_attempts: int
+    part: int
+    parts: int
+    frames: str
+    skip_corrupt: bool
     filter: str
     min_translation: float
     min_rotation: float

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from vlapost.experience.datamodule import ExperienceModule
 # Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
 MAY_CHANGE = (
-    *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes", "demos.workers"),
+    *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes"),
+    *("demos.workers", "demos.part", "demos.frames"),
     *("policy.recompute", "policy.cuda_graph"),
     *("evaluation.", "generalization."),
 )
@@ -111,7 +112,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     t = cfg.trainer
     gpus, devices = processes(cfg)
-    if t.eval_every and t.eval_episodes < devices:
+    if t.eval_every and 0 < t.eval_episodes < devices:
         raise UserError(f"trainer.eval_episodes is {t.eval_episodes}; {devices} processes need one each at least.")
     if not gpus:
         torch.set_num_threads(1)  # a second thread gains 1.2x at best, a second process nearly 2x

@@ -15,7 +15,7 @@ from vlapost.cli import console
 STAGES = {
     "simulation": "physics, rendering, resets",
     "inference": "the policy chooses actions",
-    "loading": "demonstrations are read",
+    "loading": "waiting for demonstrations",
     "learning": "forward, backward, update, waiting for the other processes",
     "evaluation": "held-out episodes during training",
 }

@@ -207,12 +207,6 @@ class PutOnPlateScene(BaseEnv):
         on_target = rules.is_on_target(self.setup.task.rule, sensed, self.near, *self.halves)
         self.progress = rules.advance(self.progress, on_target, rules.is_grasping(sensed))
 
-    def way(self) -> Tensor:
-        """How far gripper and object still have to go, `[E]` metres; 0 at success."""
-        gripper, object_, receptacle = (body.pose.p for body in (self.agent.gripper, self.object, self.receptacle))
-        way = rules.way(gripper, object_, receptacle, self.near, *self.halves)
-        return way.masked_fill(self.progress.metrics.success, 0.0)
-
     def sense(self) -> rules.Sensed:
         """Positions and forces the rules look at."""
         agent, query = self.agent, self.scene.get_pairwise_contact_forces

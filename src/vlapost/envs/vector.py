@@ -141,7 +141,7 @@ class SceneVector:
         """How far it still is, `[E]` metres; where nobody pays for it, nobody measures it."""
         if not self.approach_reward:
             return torch.zeros(self.num_envs)
-        return torch.cat([scene.way() for scene in self.scenes])
+        return torch.cat([_way(scene) for scene in self.scenes])
 
     def _metrics(self) -> Metrics:
         parts = [scene.progress.metrics for scene in self.scenes]
@@ -233,6 +233,13 @@ def _ground_truth(scene: PutOnPlateScene) -> tuple[Tensor, Tensor, Tensor, Tenso
         _gripper_pose(scene),
         scene.agent.robot.get_qpos(),
     )
+
+
+def _way(scene: PutOnPlateScene) -> Tensor:
+    """How far gripper and object still have to go, `[E]` metres; 0 at success."""
+    gripper, object_, receptacle = (body.pose.p for body in (scene.agent.gripper, scene.object, scene.receptacle))
+    way = rules.way(gripper, object_, receptacle, scene.near, *scene.halves)
+    return way.masked_fill(scene.progress.metrics.success, 0.0)
 
 
 def _gripper_pose(scene: PutOnPlateScene) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vlapost.evaluation.episodes import EpisodeResult
 
 MOST_POINTS = 20_000  # drawn
+SHOWN = {"grasp": "grasp", "consecutive_grasp": "continuous grasp", "success_end": "success"}  # the study's three
 
 
 def smooth(values: Sequence[float], window: int = 5) -> list[float]:
@@ -77,6 +79,50 @@ def trajectories(path: Path, results: Mapping[str, Sequence[Sequence[EpisodeResu
         axis.set_aspect("equal")
     figure.colorbar(dots, ax=axes, label="turn about z (rad)")
     save_figure(figure, path)
+
+
+def panels(titles: Sequence[str]) -> tuple[Any, Sequence[Any]]:
+    """A figure of panels side by side, whose rates share an axis."""
+    figure, axes = pyplot().subplots(1, len(titles), figsize=(5.5 * len(titles), 4), sharey=True, squeeze=False)
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylim(-0.02, 1.02)
+    return figure, axes[0]
+
+
+def over_sizes(axis: Any, scores: Mapping[int, Mapping[str, Any]]) -> None:
+    """The study's three measures over the number of demonstrations (paper Fig. 6a, 6b); dots are seeds."""
+    sizes = list(scores)
+    for number, (metric, name) in enumerate(SHOWN.items()):
+        values = [scores[size][metric] for size in sizes]
+        axis.plot(sizes, [v["mean"] for v in values], color=f"C{number}", label=name)
+        for size, value in zip(sizes, values):
+            axis.errorbar(size, value["mean"], yerr=whiskers(value), color=f"C{number}", capsize=3)
+            means = list(value["seeds"].values())
+            axis.plot([size] * len(means), means, color=f"C{number}", marker="o", markersize=3, linestyle="none")
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [str(size) for size in sizes], rotation=40, ha="right")
+    axis.minorticks_off()
+    axis.set_xlabel("demonstrations")
+    axis.set_ylabel("share of episodes")
+    axis.label_outer()
+    axis.legend(fontsize=8, title="95 % Wilson intervals; dots: seeds", title_fontsize=8)
+
+
+def learning_curve(axis: Any, name: str, points: Mapping[int, Any], levels: Mapping[str, Any]) -> None:
+    """Success over environment steps, and what else was reached as horizontal lines (paper Fig. 6c, 6d)."""
+    mean, low, high = ([score[key] for score in points.values()] for key in ("mean", "low", "high"))
+    axis.plot(list(points), mean, color="tab:green", marker="o", label=name)
+    axis.fill_between(list(points), low, high, color="tab:green", alpha=0.15)
+    for (label, score), style in zip(levels.items(), cycle((":", "--", "-."))):
+        axis.axhspan(score["low"], score["high"], color="tab:blue", alpha=0.05)
+        axis.axhline(score["mean"], color="tab:blue", linestyle=style, label=label)
+    axis.set_xlabel("environment steps, thousands")
+    axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}")
+    axis.set_ylabel("success at the end")
+    axis.label_outer()
+    axis.legend(fontsize=8, title="95 % Wilson intervals", title_fontsize=8)
 
 
 def pyplot() -> Any:

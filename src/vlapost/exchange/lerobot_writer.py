@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vlapost.exchange.lerobot import OURS, SUCCESS
+from vlapost.exchange.shards import pictures
 from vlapost.exchange.statistics import Statistics
-from vlapost.experience.shards import DemoEpisode, DemoMeta, decode_image
+from vlapost.experience.shards import DemoEpisode, DemoMeta
 
 FPS = 5  # control steps per second
 FILE_MB, FILES_PER_CHUNK = 100, 1000  # the format's defaults
@@ -65,8 +66,8 @@ class LeRobotWriter:
         """Append an episode."""
         number, length = len(self.episodes), len(episode.image)
         task = self.tasks.setdefault(episode.instruction, len(self.tasks))
-        pictures = [decode_image(data) for data in episode.image]
-        encoded = [bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]) for picture in pictures]
+        images = pictures(episode)
+        encoded = [bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]) for picture in images]
         steps = np.arange(length)
         values: dict[str, NDArray[Any]] = {
             STATE: episode.qpos,
@@ -84,8 +85,8 @@ class LeRobotWriter:
         columns += [_column(values[field.name], field.type) for field in self.schema if field.name != CAMERA]
         self._write(pa.Table.from_arrays(columns, schema=self.schema), sum(map(len, encoded)))
         own = Statistics()
-        own.add(values, {CAMERA: pictures})
-        self.statistics.add(values, {CAMERA: pictures})
+        own.add(values, {CAMERA: images})
+        self.statistics.add(values, {CAMERA: images})
         chunk, file = divmod(self.file, FILES_PER_CHUNK)
         self.episodes.append(
             {

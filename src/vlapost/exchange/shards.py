@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlapost.config import DemosConfig, UserError
 from vlapost.exchange.trajectory import Trajectory
@@ -19,12 +20,17 @@ def read(source: Path, first: int, demos: DemosConfig) -> Iterator[Trajectory]:
         if number >= first:
             yield Trajectory(
                 where=f"demonstration {number} of {source}",
-                image=[decode_image(data) for data in episode.image],
+                image=pictures(episode),
                 action=episode.action,
                 instruction=episode.instruction,
                 success=episode.success,
                 episode_id=episode.episode_id,
             )
+
+
+def pictures(episode: DemoEpisode) -> list[NDArray[np.uint8]]:
+    """The pictures `[H, W, 3]` of an episode in which no step is without one, as `episodes` gives them."""
+    return [decode_image(data) for data in episode.image if data is not None]
 
 
 def meta_of(folder: Path) -> DemoMeta:

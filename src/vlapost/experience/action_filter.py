@@ -38,14 +38,15 @@ def filter_actions(
     steps = len(actions)
     toggle = np.diff(actions[:, GRIPPER], prepend=actions[:1, GRIPPER]) != 0
 
-    def large(action: FloatArray) -> bool:
-        translation, rotation = np.linalg.norm(action[:3]), np.linalg.norm(action[3:6])
-        return bool(translation > min_translation or rotation > min_rotation)
+    def large(action: FloatArray) -> NDArray[np.bool_]:
+        translation, rotation = np.linalg.norm(action[..., :3], axis=-1), np.linalg.norm(action[..., 3:6], axis=-1)
+        return (translation > min_translation) | (rotation > min_rotation)
 
+    enough = large(actions)
     if mode == "none":
         return np.arange(steps), actions.astype(np.float32)
     if mode == "drop":
-        kept = np.flatnonzero([toggle[t] or large(actions[t]) for t in range(steps)])
+        kept = np.flatnonzero(toggle | enough)
         return kept, actions[kept].astype(np.float32)
     groups: list[tuple[int, int]] = []
     begin = 0
@@ -55,11 +56,19 @@ def filter_actions(
         if alone[t] and begin < t:
             groups.append((begin, t))
             begin = t
-        if alone[t] or t == steps - 1 or large(compose(actions[begin : t + 1])):
+        if alone[t] or t == steps - 1 or (large(compose(actions[begin : t + 1])) if begin < t else enough[t]):
             groups.append((begin, t + 1))
             begin = t + 1
-    merged = np.stack([compose(actions[a:b]) for a, b in groups]).astype(np.float32)
-    return np.array([a for a, _ in groups], dtype=np.int64), merged
+    merged = [compose(actions[a:b]) if b - a > 1 else actions[a] for a, b in groups]
+    return np.array([a for a, _ in groups], dtype=np.int64), np.stack(merged).astype(np.float32)
+
+
+def steps_to_draw(actions: FloatArray, min_translation: float, min_rotation: float) -> NDArray[np.bool_]:
+    """Which steps `[T]` of one episode are answered by an action, by the filter "merge" or by "drop"."""
+    drawn = np.zeros(len(actions), np.bool_)
+    for mode in ("merge", "drop"):
+        drawn[filter_actions(actions, mode, min_translation, min_rotation)[0]] = True
+    return drawn
 
 
 def compose(actions: FloatArray) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -118,6 +119,8 @@ def paired(
 class DemoBatches(Generic[Batch]):
     """A block of demonstration minibatches: a fixed walk through reshuffled passes over all samples.
 
+    While one is learned from, the next is read in a thread of its own; `watch` counts what the learner waits.
+
     Minibatch k of iteration i on process r takes the places behind all that earlier iterations and lower processes
     took, so every sample is seen once before any is seen twice, however the walk is cut.
     """
@@ -143,11 +146,19 @@ class DemoBatches(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         generator = seeded(self.seed, self.iteration, self.rank)
-        for step in range(self.steps):
-            with self.watch("loading"):
-                place = ((self.iteration * self.steps + step) * self.world + self.rank) * self.batch_size
-                batch = self.make(self.walk(place), generator)
-            yield batch
+
+        def read(step: int) -> Batch:
+            place = ((self.iteration * self.steps + step) * self.world + self.rank) * self.batch_size
+            return self.make(self.walk(place), generator)
+
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(read, 0)
+            for step in range(1, self.steps + 1):
+                with self.watch("loading"):
+                    batch = coming.result()
+                if step < self.steps:
+                    coming = reader.submit(read, step)
+                yield batch
 
     def walk(self, place: int) -> Tensor:
         """Indices of the `batch_size` samples from `place` on."""

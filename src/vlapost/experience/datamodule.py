@@ -81,7 +81,7 @@ class ExperienceModule(L.LightningDataModule):
             self.demos = self.open_demos()
         if "rollout" in c.experience.schedule:
             check_batches(c, self.simulation.steps)
-        if "rollout" in c.experience.schedule or c.trainer.eval_every:
+        if "rollout" in c.experience.schedule or (c.trainer.eval_every and c.trainer.eval_episodes):
             self.env = self.simulation.make()
 
     def train_dataloader(self) -> Minibatches | DemoBatches[DemoBatch | GroundedBatch]:
@@ -110,10 +110,10 @@ class ExperienceModule(L.LightningDataModule):
         ids = self.held_out[: self.config.trainer.eval_episodes].tolist()[rank::world]
         self.videos = []
         record = self.config.trainer.video_episodes if rank == 0 else 0
-        episodes = HeldOutEpisodes(self, ids, record)
-        if not self.config.demos.held_out or "demos" not in self.config.experience.schedule:
-            return [episodes]
-        return [episodes, HeldOutDemos(self.demos, self.config.optim.batch_size, rank, world)]
+        sources: list[HeldOutEpisodes | HeldOutDemos] = [HeldOutEpisodes(self, ids, record)] if ids else []
+        if self.config.demos.held_out and "demos" in self.config.experience.schedule:
+            sources.append(HeldOutDemos(self.demos, self.config.optim.batch_size, rank, world))
+        return sources
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers follow from (seed, iteration, process); only the counter is state."""

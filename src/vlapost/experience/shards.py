@@ -5,17 +5,17 @@
 
 Candidates are the numbered attempts of a collection; a shard holds those of its range that succeeded, in order, and in
 its schema metadata the settings of the collection and the failures of its range. A shard is written to a temporary
-name, flushed and renamed, so a file under its final name is whole; its digest is checked whenever it is opened.
+name, flushed and renamed, so a file under its final name is whole; its digest is checked before anything is read from
+it (`verified.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,14 +28,13 @@ from vlapost.config import UserError
 
 VERSION = 3  # 3: fingers close while the lift begins
 NAME = re.compile(r"shard-(\d{8})-(\d{8})-([0-9a-f]{16})\.arrow")
-TEMPORARY = ".shard.tmp"
 SCHEMA = pa.schema(
     [
         ("candidate", pa.int64()),
         ("episode_id", pa.int64()),
         ("step", pa.int32()),
         ("instruction", pa.string()),
-        ("image", pa.binary()),  # lossless WebP, RGB
+        ("image", pa.binary()),  # lossless WebP, RGB; null, as its labels, where no filter keeps the step
         ("segmentation", pa.binary()),  # PNG of labels: 0 background, 1 robot, 2 object, 3 receptacle
         ("action", pa.list_(pa.float32(), 7)),
         ("gripper_pose", pa.list_(pa.float32(), 7)),
@@ -45,6 +44,10 @@ SCHEMA = pa.schema(
         ("success", pa.bool_()),
     ]
 )
+
+
+class DamagedShardError(UserError):
+    """A shard that is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class DemoEpisode:
     """One successful demonstration of T steps. Step t is recorded before `action[t]` is applied.
 
     candidate: number of the attempt. episode_id: the environment's start state.
-    image: T lossless WebP pictures. segmentation: T PNG pictures of uint8 labels.
+    image: T lossless WebP pictures. segmentation: T PNG pictures of uint8 labels. Both are None where none was drawn.
     action: `[T, 7]` float32, unfiltered. gripper_pose: `[T, 7]` position (m) and wxyz quaternion of the end effector,
     object_position, receptacle_position: `[T, 3]` (m), all in the robot base frame. qpos: `[T, 8]` (rad; fingers m).
     success: `[T]` bool, after the step.
@@ -78,8 +81,8 @@ class DemoEpisode:
     candidate: int
     episode_id: int
     instruction: str
-    image: tuple[bytes, ...]
-    segmentation: tuple[bytes, ...]
+    image: tuple[bytes | None, ...]
+    segmentation: tuple[bytes | None, ...]
     action: NDArray[np.float32]
     gripper_pose: NDArray[np.float32]
     object_position: NDArray[np.float32]
@@ -121,6 +124,11 @@ class Shard:
         values = self.rows.column(column)
         return values.flatten().to_numpy().reshape(len(self.rows), values.type.list_size)
 
+    def spans(self) -> list[tuple[int, int]]:
+        """The first row of each demonstration, and the one behind its last."""
+        starts = [*np.flatnonzero(self.rows.column("step").to_numpy() == 0).tolist(), len(self.rows)]
+        return list(zip(starts, starts[1:]))
+
 
 def encode_image(image: NDArray[np.uint8]) -> bytes:
     """`[H, W, 3]` RGB to lossless WebP. OpenCV's encoder is 13 times slower at 12 % smaller files."""
@@ -155,8 +163,12 @@ def write_shard(
     end: int,
     episodes: Sequence[DemoEpisode],
     failures: Sequence[Failure],
+    temporary: str = ".shard.tmp",
 ) -> ShardFile:
-    """Write candidates `begin` to `end` (exclusive): their successes, in order, and their failures."""
+    """Write candidates `begin` to `end` (exclusive): their successes, in order, and their failures.
+
+    temporary: the name of the unfinished file; processes that write into one folder have one each.
+    """
     notes = {"meta": json.dumps(asdict(meta)), "failures": json.dumps([asdict(f) for f in failures])}
     schema = SCHEMA.with_metadata(notes)
     sink = pa.BufferOutputStream()
@@ -165,11 +177,11 @@ def write_shard(
     data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()[:16]
     file = ShardFile(folder / f"shard-{begin:08d}-{end:08d}-{digest}.arrow", begin, end, digest)
-    with open(folder / TEMPORARY, "wb") as out:
+    with open(folder / temporary, "wb") as out:
         out.write(data)
         out.flush()
         os.fsync(out.fileno())
-    os.replace(folder / TEMPORARY, file.path)
+    os.replace(folder / temporary, file.path)
     return file
 
 
@@ -188,19 +200,27 @@ def list_shards(folder: Path) -> list[ShardFile]:
     return files
 
 
-def open_shard(file: ShardFile) -> Shard:
-    """Map a shard into memory after checking its digest.
+def is_whole(file: ShardFile) -> bool:
+    """Whether the file's content has the digest that its name tells."""
+    digest = hashlib.sha256()
+    with open(file.path, "rb") as source:
+        while block := source.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:16] == file.digest
+
+
+def open_shard(file: ShardFile, check: Callable[[ShardFile], bool] = is_whole) -> Shard:
+    """Map a shard into memory once `check` has found it whole.
 
     Raises:
-        UserError: the file is damaged or was written by another version.
+        DamagedShardError: it is not.
+        UserError: it was written by another version.
     """
-    damaged = UserError(f"{file.path} is damaged; delete it and run 'make demos' again to collect it anew.")
-    with open(file.path, "rb") as source:
-        if os.fstat(source.fileno()).st_size == 0:
-            raise damaged
-        with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            if hashlib.sha256(view).hexdigest()[:16] != file.digest:
-                raise damaged
+    if not check(file):
+        raise DamagedShardError(
+            f"{file.path} is damaged; delete it and run 'make demos' again to collect it anew, or leave its "
+            "demonstrations out with demos.skip_corrupt=true."
+        )
     with pa.memory_map(str(file.path)) as source:  # the mapping outlives the file handle
         reader = pa.ipc.open_file(source)
         notes = {key.decode(): json.loads(value) for key, value in reader.schema.metadata.items()}

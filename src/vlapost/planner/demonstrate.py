@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -33,22 +34,28 @@ NOT_ON_PLATE = "not on the plate at the end"
 class Recording:
     """A successful attempt of T steps, recorded before each action.
 
-    image: T pictures `[H, W, 3]` uint8. truth: T states. action: `[T, 7]` float32. success: `[T]` bool, after the step.
+    image: T pictures `[H, W, 3]` uint8, None where none was drawn (`truth.segmentation` is then an earlier one).
+    truth: T states. action: `[T, 7]` float32. success: `[T]` bool, after the step.
     """
 
     instruction: str
-    image: list[NDArray[np.uint8]]
+    image: list[NDArray[np.uint8] | None]
     truth: list[GroundTruth]
     action: NDArray[np.float32]
     success: NDArray[np.bool_]
 
 
 def demonstrate(
-    env: SceneVector, planner: ArmPlanner, episode_id: int, disturbance: np.random.Generator | None = None
+    env: SceneVector,
+    planner: ArmPlanner,
+    episode_id: int,
+    disturbance: np.random.Generator | None = None,
+    choose: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None,
 ) -> Recording | str:
     """Try the episode in a one-scene environment; a failed attempt is answered by its cause.
 
     disturbance: spoils the start with numbers from this generator (see `disturb`); None leaves it alone.
+    choose: told the planned actions `[T, 7]`, says of which steps `[T]` there has to be a picture; None draws all.
     """
     observation = env.reset(torch.tensor([episode_id]))
     situation = situation_of(env.scenes[0])
@@ -61,13 +68,18 @@ def demonstrate(
         return NO_PLAN
     if len(actions) > env.scenes[0].setup.task.steps:
         return TOO_LONG
-    images, truths, success = [], [], []
+    drawn = np.ones(len(actions), np.bool_) if choose is None else choose(actions)
+    images: list[NDArray[np.uint8] | None] = []
+    truths, success = [], []
     held = False
-    for action in torch.from_numpy(actions):
-        images.append(observation.image[0].numpy())
+    for action, seen, looks in zip(torch.from_numpy(actions), drawn, [*drawn[1:], False]):
+        images.append(observation.image[0].numpy() if seen else None)
         truths.append(env.ground_truth())
-        step = env.step(action[None])
-        observation, metrics = step.observation, step.metrics
+        if looks:
+            step = env.step(action[None])
+            observation, metrics = step.observation, step.metrics
+        else:
+            metrics = env.step_blind(action[None])
         success.append(bool(metrics.success))
         if action[6] == CLOSED:
             held = bool(env.scenes[0].progress.held)

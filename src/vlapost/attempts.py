@@ -1,0 +1,77 @@
+"""Attempts at demonstrations in a process of their own: what a collector's workers do."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from vlapost.cli import end_with_parent
+from vlapost.config import Config
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlapost.envs.vector import SceneVector
+    from vlapost.experience.shards import DemoEpisode, Failure
+    from vlapost.planner.motion import ArmPlanner
+
+
+class Worker:
+    """What one process keeps between its attempts."""
+
+    cfg: Config
+    tools: tuple[SceneVector, ArmPlanner] | None = None
+
+
+def start(cfg: Config) -> None:
+    """First call in every process."""
+    import torch
+
+    torch.set_num_threads(1)
+    Worker.cfg = cfg
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the collecting command answers
+    end_with_parent()
+
+
+def tools() -> tuple[SceneVector, ArmPlanner]:
+    """This process's environment and planner, built by its first attempt so that an error reaches the user."""
+    from vlapost.envs.vector import make_env
+    from vlapost.planner.motion import ArmPlanner
+
+    if Worker.tools is None:
+        env = make_env(Worker.cfg.env, num_envs=1)
+        Worker.tools = env, ArmPlanner(env.scenes[0].pack)
+    return Worker.tools
+
+
+def attempt(candidate: int, episode_id: int, disturbance: list[int] | None) -> DemoEpisode | Failure:
+    """Try one episode in this process; `disturbance` is the seed of one, or None."""
+    import numpy as np
+
+    from vlapost.experience.action_filter import steps_to_draw
+    from vlapost.experience.shards import DemoEpisode, Failure, encode_image, encode_labels
+    from vlapost.planner.demonstrate import demonstrate
+
+    rng = None if disturbance is None else np.random.default_rng(disturbance)
+    d = Worker.cfg.demos
+
+    def choose(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return steps_to_draw(actions, d.min_translation, d.min_rotation)
+
+    result = demonstrate(*tools(), episode_id, rng, choose if d.frames == "kept" else None)
+    if isinstance(result, str):
+        return Failure(candidate, episode_id, result)
+    drawn = list(zip(result.image, result.truth))
+    return DemoEpisode(
+        candidate=candidate,
+        episode_id=episode_id,
+        instruction=result.instruction,
+        image=tuple(None if image is None else encode_image(image) for image in result.image),
+        segmentation=tuple(None if i is None else encode_labels(t.segmentation[0].numpy()) for i, t in drawn),
+        action=result.action,
+        gripper_pose=np.stack([truth.gripper_pose[0].numpy() for truth in result.truth]),
+        object_position=np.stack([truth.object_position[0].numpy() for truth in result.truth]),
+        receptacle_position=np.stack([truth.receptacle_position[0].numpy() for truth in result.truth]),
+        qpos=np.stack([truth.qpos[0].numpy() for truth in result.truth]),
+        success=result.success,
+    )
