@@ -49,6 +49,10 @@ def run(words: list[str]) -> None:
     from vlapost.exchange.folder import ImportWriter, claim, finish
 
     folder = ROOT / c.demos.path
+    if format_ != "actor":
+        source = str((ROOT / Path(source).expanduser()).resolve())  # however it is spelt, it is the same source
+        if source == str(folder.resolve()):
+            raise UserError(f"SOURCE and demos.path are both {folder}; import into another folder with demos.path=...")
     writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]))
     try:
         entry = claim(folder, format_, source, settings(c, format_), writer.next)

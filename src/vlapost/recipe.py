@@ -32,7 +32,8 @@ from vlapost.train import claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
 MAY_CHANGE = (
-    *("trainer.video_episodes", "demos.workers", "demos.part", "demos.frames"),
+    *("trainer.video_episodes", "demos.workers", "demos.part", "demos.parts", "demos.frames"),
+    *("demos.shard_attempts", "demos.skip_corrupt"),
     *("evaluation.workers", "evaluation.videos", "generalization."),
 )
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
 MAY_CHANGE = (
     *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes"),
-    *("demos.workers", "demos.part", "demos.frames"),
+    *("demos.workers", "demos.part", "demos.parts", "demos.frames", "demos.shard_attempts", "demos.skip_corrupt"),
     *("policy.recompute", "policy.cuda_graph"),
     *("evaluation.", "generalization."),
 )

@@ -140,7 +140,7 @@ class SceneVector:
     def _way(self) -> Tensor:
         """How far it still is, `[E]` metres; where nobody pays for it, nobody measures it."""
         if not self.approach_reward:
-            return torch.zeros(self.num_envs)
+            return torch.zeros(self.num_envs, device=self.scenes[0].device)
         return torch.cat([_way(scene) for scene in self.scenes])
 
     def _metrics(self) -> Metrics:

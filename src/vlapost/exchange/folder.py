@@ -72,7 +72,7 @@ def imported(folder: Path, wanted: int) -> DemoMeta | None:
         UserError: it holds fewer.
     """
     files = list_shards(folder)
-    if not files or (meta := open_shard(files[0]).meta).grounded:
+    if not files or not (folder / SOURCES).is_file() or (meta := open_shard(files[0]).meta).grounded:
         return None
     if (found := sum(share.episodes for _, share in shares(folder))) < wanted:
         raise UserError(

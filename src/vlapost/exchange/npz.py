@@ -8,6 +8,7 @@ episode or `[T]` after each step, may be left out.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
@@ -35,7 +36,7 @@ def _trajectory(path: Path) -> Trajectory:
     try:
         with np.load(path, allow_pickle=False) as file:
             there = {key: file[key] for key in file.files}
-    except (BadZipFile, ValueError, EOFError, OSError) as error:
+    except (BadZipFile, zlib.error, ValueError, TypeError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged or holds Python objects ({error}); write it again.") from None
     missing = [key for key in ("image", "action", "instruction") if key not in there]
     if missing:
@@ -44,4 +45,6 @@ def _trajectory(path: Path) -> Trajectory:
     success = np.atleast_1d(there["success"]).astype(bool) if "success" in there else None
     if success is not None and len(success) == 1:
         success = np.append(np.zeros(len(action) - 1, bool), success)
+    if there["instruction"].ndim or there["instruction"].dtype.kind != "U":
+        raise UserError(f"The 'instruction' of {path} is no single string; write it with instruction=\"put ...\".")
     return Trajectory(str(path), list(there["image"]), action, str(there["instruction"]), success)
