@@ -17,10 +17,10 @@ from vlapost.contracts import Metrics
 from vlapost.envs.places import OBJECT
 from vlapost.envs.scene import PutOnPlateScene
 from vlapost.envs.vector import GroundTruth, SceneVector
-from vlapost.planner.actions import CLOSED, OPEN, vertical_actions
+from vlapost.planner.actions import CLOSED, vertical_actions
 from vlapost.planner.disturb import Spoilt, disturb
 from vlapost.planner.motion import ArmPlanner
-from vlapost.planner.planner import Situation, plan_demonstration
+from vlapost.planner.planner import Situation, plan_carry, plan_demonstration
 
 RISE = 0.04  # metres straight up after a disturbance, before anything else
 NO_PLAN = "screw plan failed"
@@ -63,7 +63,7 @@ def demonstrate(
     if spoilt is None:
         actions = plan_demonstration(planner, situation)
     else:
-        observation, actions = spoilt.observation, _way_back(planner, situation_of(env.scenes[0]), spoilt)
+        observation, actions = spoilt.observation, _way_back(env, planner, spoilt)
     if actions is None:
         return NO_PLAN
     if len(actions) > env.scenes[0].setup.task.steps:
@@ -88,12 +88,18 @@ def demonstrate(
     return Recording(observation.instruction[0], images, truths, actions, np.array(success))
 
 
-def _way_back(planner: ArmPlanner, situation: Situation, spoilt: Spoilt) -> NDArray[np.float32] | None:
-    """Actions that raise the controller's target to where it was before it was pushed down, and solve the task."""
-    if spoilt.rest is not None:
-        return np.concatenate([vertical_actions(spoilt.depth, CLOSED), spoilt.rest])
-    actions = plan_demonstration(planner, replace(situation, qpos=spoilt.qpos), RISE)
-    return None if actions is None else np.concatenate([vertical_actions(spoilt.depth, OPEN), actions])
+def _way_back(env: SceneVector, planner: ArmPlanner, spoilt: Spoilt) -> NDArray[np.float32] | None:
+    """Actions that raise the controller's target to where it was before it was pushed down, and solve the task.
+
+    The fingers stay as they are until the gripper is up: down there a picture does not tell whether they hold anything,
+    and to open in doubt would be to drop what is held.
+    """
+    situation = situation_of(env.scenes[0])
+    if spoilt.grasped or bool(env.scenes[0].progress.held):
+        actions = plan_carry(planner, situation, spoilt.qpos)
+    else:
+        actions = plan_demonstration(planner, replace(situation, qpos=spoilt.qpos), RISE, spoilt.fingers)
+    return None if actions is None else np.concatenate([vertical_actions(spoilt.depth, spoilt.fingers), actions])
 
 
 def replay(env: SceneVector, episode_id: int, actions: Tensor) -> Metrics:

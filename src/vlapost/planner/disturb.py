@@ -37,14 +37,15 @@ class Spoilt:
     """What a disturbance leaves behind.
 
     observation: what is seen. qpos: `[8]` joint positions that its motion was planned to end at. depth: metres by which
-    the controller's target was then pushed down, whether the arm could follow or not. rest: `[n, 7]` actions that lift
-    the object and put it down if it is already grasped, or None.
+    the controller's target was then pushed down, whether the arm could follow or not. fingers: the last command they
+    were given. grasped: whether they closed around the object as they should.
     """
 
     observation: Observation
     qpos: FloatArray
     depth: float
-    rest: NDArray[np.float32] | None
+    fingers: float
+    grasped: bool
 
 
 def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np.random.Generator) -> Spoilt | None:
@@ -59,18 +60,16 @@ def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np
         planned = _reach(planner, situation, rng, kind)
     if planned is None:
         return None
-    (path, gripper), rest = planned, None
-    depth = rng.uniform(*DEPTH) if rng.random() < PRESSED else 0.0
+    path, gripper = planned
+    depth = rng.uniform(*DEPTH) if kind == "grasped" or rng.random() < PRESSED else 0.0
     if kind == "grasped":
-        depth = rng.uniform(*DEPTH)
         closed = gripper.index(CLOSED) + 1
-        rest = path_actions(planner, path[closed:], gripper[closed:])
         path, gripper = path[: closed + 1], gripper[:closed]
     moves = [path_actions(planner, path, gripper), vertical_actions(-depth, gripper[-1])]
     *actions, last = torch.from_numpy(np.concatenate(moves))
     for action in actions:
         env.step_blind(action[None])
-    return Spoilt(env.step(last[None]).observation, path[-1], depth, rest)
+    return Spoilt(env.step(last[None]).observation, path[-1], depth, gripper[-1], kind == "grasped")
 
 
 def _reach(
