@@ -3,15 +3,17 @@
 import json
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 
 from vlapost import config, generalization, recipe
 from vlapost.config import UserError
 from vlapost.envs.setups import EVALUATED, TASKS
-from vlapost.evaluation import log
+from vlapost.evaluation import charts, log
 from vlapost.evaluation.episodes import EpisodeResult
 from vlapost.evaluation.report import compare, published, scores, write_report
+from vlapost.evaluation.video import write_strip
 
 
 def episodes(*successes: int) -> list[EpisodeResult]:
@@ -99,6 +101,15 @@ def test_report_files(tmp_path: Path) -> None:
     table = (tmp_path / "tables.md").read_text()
     assert "| Noise-w | " in table and "90.1 / 85.4 / 70.8 | 94.8 / 91.1 / 85.4" in table
     assert "| mean vision | " in table and "82.0" in table and "Obj. Rep." not in table  # no group of it was asked for
+
+
+def test_strips_stand_one_below_the_other(tmp_path: Path) -> None:
+    for name, colour in (("a", 255), ("b", 0)):
+        write_strip(tmp_path / f"{name}.png", np.full((9, 16, 16, 3), [colour, 0, 255 - colour], np.uint8))
+    charts.films(tmp_path / "strips.png", {"A": tmp_path / "a.png", "B": tmp_path / "b.png"})
+    height, width, *_ = (picture := iio.imread(tmp_path / "strips.png")).shape
+    red, blue = ((picture[..., :3] == colour).all(-1) for colour in ([255, 0, 0], [0, 0, 255]))
+    assert red[: height // 2].sum() == red.sum() > 0.5 * width and blue[height // 2 :].sum() == blue.sum() > 0.5 * width
 
 
 def test_a_report_on_the_tasks_has_no_column_for_what_nobody_published(tmp_path: Path) -> None:

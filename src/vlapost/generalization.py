@@ -6,7 +6,8 @@
     make generalization CKPT=... AGAINST=lightning_logs/sft/generalization/...   # tests the difference, same episodes
 
 Episodes and report go to lightning_logs/<run>/generalization/<who, how, on what>/: <setup>-seed<n>/episodes.jsonl (a
-line per episode), report/tables.md, scores.json and charts. The same command continues where it was stopped.
+line per episode), report/tables.md, scores.json, charts and strips of pictures. The same command continues where it was
+stopped.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def folder(c: Config) -> Path:
 def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
     """Write the report; returns the table to print."""
     from vlapost.envs.setups import evaluated
+    from vlapost.evaluation.charts import films
     from vlapost.evaluation.report import write_report
 
     known = evaluated(c.env.assets)
@@ -112,6 +114,14 @@ def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
         "seconds": round(before + seconds),
         **evaluate.identify(c),
     }
+    strips = {
+        titles[name]: (out.parent / f"{name}-seed0" / e.video).with_suffix(".png")
+        for name, (first, *_) in results.items()
+        for e in first
+        if e.video
+    }
+    if strips:
+        films(out / "strips.png", strips)  # of each setup the last that was filmed
     return write_report(out, results, titles, groups, about)
 
 

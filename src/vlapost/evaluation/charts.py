@@ -81,6 +81,17 @@ def trajectories(path: Path, results: Mapping[str, Sequence[Sequence[EpisodeResu
     save_figure(figure, path)
 
 
+def films(path: Path, strips: Mapping[str, Path]) -> None:
+    """Strips of pictures one below the other, each under its title (paper Fig. 9)."""
+    pictures = {title: pyplot().imread(strip) for title, strip in strips.items()}
+    figure, axes = pyplot().subplots(len(pictures), 1, figsize=(10, 1.5 * len(pictures)), squeeze=False)
+    for axis, (title, picture) in zip(axes[:, 0], pictures.items()):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=8, loc="left")
+        axis.axis("off")
+    save_figure(figure, path)
+
+
 def panels(titles: Sequence[str]) -> tuple[Any, Sequence[Any]]:
     """A figure of panels side by side, whose rates share an axis."""
     figure, axes = pyplot().subplots(1, len(titles), figsize=(5.5 * len(titles), 4), sharey=True, squeeze=False)
