@@ -19,6 +19,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -38,6 +39,7 @@ from benchmarks.measure import machine
 from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT
 from vlapost.evaluation.summary import write_json
+from vlapost.exchange.shards import take
 from vlapost.experience import shards
 from vlapost.experience.demos import DemoDataset
 from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard
@@ -84,20 +86,9 @@ def run(words: list[str]) -> None:
 def load(shard: Shard, first: int, last: int) -> Episode:
     """A stored demonstration: the steps that have a picture."""
     rows = first + np.flatnonzero(shard.rows.column("image").is_valid().to_numpy(False)[first:last])
-
-    def column(name: str) -> list[Any]:
-        return [shard.rows.column(name)[int(row)].as_py() for row in rows]
-
-    arrays: dict[str, Any] = {name: np.array(column(name), np.float32) for name in NUMBERS}
-    episode = DemoEpisode(
-        candidate=column("candidate")[0],
-        episode_id=column("episode_id")[0],
-        instruction=column("instruction")[0],
-        image=(),
-        segmentation=tuple(column("segmentation")),
-        **arrays,
-    )
-    return episode, [shards.decode_image(data) for data in column("image")]
+    episode = take(shard, rows)
+    numbers: dict[str, Any] = {name: getattr(episode, name).astype(np.float32) for name in NUMBERS}
+    return replace(episode, image=(), **numbers), [shards.decode_image(data) for data in episode.image if data]
 
 
 def measure(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.helpers import random_episode, random_pictures
 
 from vlapost import config, export_demos
 from vlapost.config import UserError
@@ -22,7 +23,7 @@ from vlapost.exchange import lerobot, lerobot_writer
 from vlapost.exchange.folder import imported_meta
 from vlapost.exchange.lerobot_writer import LeRobotWriter
 from vlapost.exchange.trajectory import Trajectory
-from vlapost.experience.shards import VERSION, DemoEpisode, DemoMeta, encode_image, encode_labels, write_shard
+from vlapost.experience.shards import VERSION, DemoEpisode, DemoMeta, write_shard
 
 META = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0, 0.0)
 DECLARED = config.load("base").exchange
@@ -32,28 +33,12 @@ PYTHON = os.environ.get("LEROBOT_PYTHON")
 
 
 def pictures(number: int) -> np.ndarray:
-    """Random ones, so that nothing but a lossless copy is equal."""
-    return np.random.default_rng(number).integers(0, 256, (LENGTHS[number], 24, 32, 3), dtype=np.uint8)
+    return random_pictures(number, LENGTHS[number])
 
 
 def episode(number: int) -> DemoEpisode:
-    steps = LENGTHS[number]
-    rng = np.random.default_rng(100 + number)
-    action = rng.normal(0, 0.02, (steps, 7)).astype(np.float32)
-    action[:, 6] = np.where(np.arange(steps) % 2, -1, 1)
-    return DemoEpisode(
-        candidate=number,
-        episode_id=1000 + number,
-        instruction=SENTENCES[number % 2],
-        image=tuple(encode_image(picture) for picture in pictures(number)),
-        segmentation=tuple(encode_labels(picture[..., 0] % 4) for picture in pictures(number)),
-        action=action,
-        gripper_pose=rng.normal(size=(steps, 7)).astype(np.float32),
-        object_position=rng.normal(size=(steps, 3)).astype(np.float32),
-        receptacle_position=rng.normal(size=(steps, 3)).astype(np.float32),
-        qpos=rng.normal(size=(steps, 8)).astype(np.float32),
-        success=np.arange(steps) == steps - 1,
-    )
+    gripper = [1, -1, 1, -1, 1][: LENGTHS[number]]
+    return random_episode(number, SENTENCES[number % 2], gripper, np.random.default_rng(100 + number))
 
 
 @pytest.fixture

@@ -28,12 +28,11 @@ from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, EnvConfig, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
-from vlapost.train import claim
+from vlapost.train import COLLECTING, claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
 MAY_CHANGE = (
-    *("trainer.video_episodes", "demos.workers", "demos.part", "demos.parts", "demos.frames"),
-    *("demos.shard_attempts", "demos.skip_corrupt"),
+    *("trainer.video_episodes", *COLLECTING),
     *("evaluation.workers", "evaluation.videos", "generalization."),
 )
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")

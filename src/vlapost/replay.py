@@ -65,10 +65,11 @@ def stored(cfg: Config, folder: Path) -> Iterator[tuple[int, NDArray[np.float32]
     from vlapost.experience.shards import list_shards
     from vlapost.experience.verified import check_meta, open_shards
 
+    meta = meta_of(cfg)
     for _, shard in open_shards(folder, list_shards(folder), cfg.demos.skip_corrupt):
         if shard is None:
             continue
-        check_meta(shard, meta_of(cfg))
+        check_meta(shard, meta)
         for first, last in shard.spans():
             yield shard.rows.column("episode_id")[first].as_py(), shard.floats("action")[first:last]
 

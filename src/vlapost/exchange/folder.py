@@ -6,7 +6,6 @@ nothing can be pretrained on them, and the planner adds nothing to their folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlapost.config import ExchangeConfig, UserError
-from vlapost.disk import write_text
+from vlapost.disk import hold, write_text
 from vlapost.exchange.trajectory import Trajectory, sentence, to_ours
 from vlapost.experience.shards import (
     VERSION,
@@ -27,9 +26,9 @@ from vlapost.experience.shards import (
     Failure,
     encode_image,
     list_shards,
-    open_shard,
     write_shard,
 )
+from vlapost.experience.verified import open_shards
 
 SOURCES = "sources.json"
 DATA = ("split", "seed", "demos.seed")  # settings that, with format and source, say which data are imported
@@ -71,15 +70,17 @@ def imported(folder: Path, wanted: int) -> DemoMeta | None:
     Raises:
         UserError: it holds fewer.
     """
-    files = list_shards(folder)
-    if not files or not (folder / SOURCES).is_file() or (meta := open_shard(files[0]).meta).grounded:
+    if not (folder / SOURCES).is_file():
+        return None
+    first = next((shard for _, shard in open_shards(folder, list_shards(folder), False)), None)
+    if first is None or first.meta.grounded:
         return None
     if (found := sum(share.episodes for _, share in shares(folder))) < wanted:
         raise UserError(
             f"{folder} holds {found} imported demonstrations, {wanted} are wanted; import more, or lower "
             "demos.episodes and demos.held_out."
         )
-    return meta
+    return first.meta
 
 
 class ImportWriter:
@@ -96,13 +97,10 @@ class ImportWriter:
     def __init__(self, folder: Path, image_size: tuple[int, int]) -> None:
         self.folder, self.meta, self.next = folder, imported_meta(image_size), 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(folder / ".lock", "w")  # noqa: SIM115  (held until close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process writes into {folder}; wait or change demos.path.") from None
-        for file in list_shards(folder):
-            there = open_shard(file).meta
+        self._lock = hold(folder / ".lock", f"Another process writes into {folder}; wait or change demos.path.")
+        for file, shard in open_shards(folder, list_shards(folder), False):
+            assert shard is not None
+            there = shard.meta
             if there.grounded:
                 raise UserError(
                     f"{folder} holds the planner's demonstrations of {there.env_id}; import into another folder with "
@@ -176,10 +174,10 @@ def shares(folder: Path) -> list[tuple[Source, Share]]:
     """What each import into a folder has given, from the shards themselves."""
     found = [(source, Share()) for source in read_sources(folder)]
     begins = [source.begin for source, _ in found]
-    for file in list_shards(folder):
-        shard = open_shard(file)
+    for file, shard in open_shards(folder, list_shards(folder), False):
+        assert shard is not None
         share = found[int(np.searchsorted(begins, file.begin, "right")) - 1][1]
-        share.episodes += len(np.unique(shard.rows.column("candidate")))
+        share.episodes += len(shard.spans())
         share.left_out.update(failure.cause for failure in shard.failures)
         share.actions.append(shard.floats("action"))
     return found
