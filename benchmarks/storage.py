@@ -43,7 +43,7 @@ from vlapost.exchange.shards import take
 from vlapost.experience import shards
 from vlapost.experience.demos import DemoDataset
 from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard
-from vlapost.experience.verified import open_shards
+from vlapost.experience.verified import in_order
 from vlapost.experience.writer import DemoWriter
 
 EPISODES, READS, RUNS, BLOCK = 100, 1000, 5, 20
@@ -58,8 +58,7 @@ def run(words: list[str]) -> None:
     cfg = config.load(*cli.parse(words, "base"))
     collect_demos.collect(cfg).close()
     folder = ROOT / cfg.demos.path
-    opened = open_shards(folder, shards.list_shards(folder), False)
-    parts = [(shard, first, last) for _, shard in opened if shard for first, last in shard.spans()]
+    parts = [(shard, first, last) for shard in in_order(folder, False) for first, last in shard.spans()]
     meta, episodes = parts[0][0].meta, [load(*part) for part in islice(parts, EPISODES)]
     frames = sum(len(pictures) for _, pictures in episodes)
     table = Table(title=f"{len(episodes)} demonstrations, {frames} steps of {meta.image_size[1]}x{meta.image_size[0]}")

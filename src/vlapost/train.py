@@ -49,6 +49,7 @@ def run(argv: list[str]) -> None:
     """Train the stage named by the command line."""
     name, overrides = cli.parse(argv, "sft")
     cfg = config.load(name, overrides)
+    collect_demos.refuse_parts(cfg)
     if "LOCAL_RANK" in os.environ or "VLAPOST_STAGE" in os.environ:  # started by another process of ours
         cli.end_with_parent()
     elif "demos" in cfg.experience.schedule:

@@ -24,16 +24,18 @@ from vlapost.experience.shards import (
     DemoEpisode,
     DemoMeta,
     Failure,
+    ShardFile,
     encode_image,
     list_shards,
     write_shard,
 )
-from vlapost.experience.verified import open_shards
+from vlapost.experience.verified import in_order, open_shards
 
 SOURCES = "sources.json"
 DATA = ("split", "seed", "demos.seed")  # settings that, with format and source, say which data are imported
 NO_SENTENCE = "no single instruction"
 NO_SUCCESS = "not successful"
+DAMAGED = "in a damaged shard"
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,19 @@ def imported_meta(image_size: tuple[int, int]) -> DemoMeta:
     return DemoMeta(VERSION, "", "", "", image_size, "", 0, 0, 0.0, "", grounded=False)
 
 
-def imported(folder: Path, wanted: int) -> DemoMeta | None:
+def imported(folder: Path, wanted: int, skip_corrupt: bool) -> DemoMeta | None:
     """The settings of a folder of imports that holds at least `wanted` demonstrations; None for any other folder.
 
     Raises:
-        UserError: it holds fewer.
+        UserError: it holds fewer; a shard is damaged or missing.
     """
-    if not (folder / SOURCES).is_file():
+    if not (folder / SOURCES).is_file() or not (files := list_shards(folder)):
         return None
-    first = next((shard for _, shard in open_shards(folder, list_shards(folder), False)), None)
-    if first is None or first.meta.grounded:
+    first = next((shard for _, shard in open_shards(folder, files, skip_corrupt) if shard), None)
+    if first is not None and first.meta.grounded:
         return None
-    if (found := sum(share.episodes for _, share in shares(folder))) < wanted:
+    found = sum(share.episodes for _, share in shares(folder, skip_corrupt))
+    if first is None or found < wanted:
         raise UserError(
             f"{folder} holds {found} imported demonstrations, {wanted} are wanted; import more, or lower "
             "demos.episodes and demos.held_out."
@@ -90,16 +93,15 @@ class ImportWriter:
         next: number of the next episode, those that were left out included.
 
     Raises:
-        UserError: the planner's demonstrations are there, or pictures of another size; a shard is damaged or missing;
-            another process writes there.
+        UserError: the planner's demonstrations are there, or pictures of another size; a shard is damaged (without
+            `skip_corrupt`) or missing; what is there has no sources.json; another process writes there.
     """
 
-    def __init__(self, folder: Path, image_size: tuple[int, int]) -> None:
-        self.folder, self.meta, self.next = folder, imported_meta(image_size), 0
+    def __init__(self, folder: Path, image_size: tuple[int, int], skip_corrupt: bool) -> None:
+        self.folder, self.meta = folder, imported_meta(image_size)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = hold(folder / ".lock", f"Another process writes into {folder}; wait or change demos.path.")
-        for file, shard in open_shards(folder, list_shards(folder), False):
-            assert shard is not None
+        for shard in in_order(folder, skip_corrupt):
             there = shard.meta
             if there.grounded:
                 raise UserError(
@@ -111,9 +113,13 @@ class ImportWriter:
                     f"The pictures in {folder} have {there.image_size[0]}x{there.image_size[1]} pixels, env.image_size "
                     f"is {list(image_size)}; give the same, or another folder with demos.path=..."
                 )
-            if file.begin != self.next:
-                raise UserError(f"{folder} lacks a shard that was imported; delete the folder and import again.")
-            self.next = file.end
+        files = list_shards(folder)
+        if files and not read_sources(folder):
+            raise UserError(
+                f"{folder / SOURCES} is missing or names nothing, so nobody knows whose the demonstrations there are; "
+                "put it back, or delete the folder and import again."
+            )
+        self.next = files[-1].end if files else 0
 
     def write(self, episodes: Sequence[DemoEpisode], failures: Sequence[Failure]) -> None:
         """Store the next episodes and those that were left out among them as one shard."""
@@ -165,18 +171,43 @@ def forget(folder: Path, entry: Source) -> None:
 
 
 def read_sources(folder: Path) -> list[Source]:
-    """All imports into a folder in their order."""
+    """All imports into a folder in their order.
+
+    Raises:
+        UserError: sources.json is damaged.
+    """
     path = folder / SOURCES
-    return [Source(**entry) for entry in json.loads(path.read_text())] if path.is_file() else []
+    try:
+        return [Source(**entry) for entry in json.loads(path.read_text())] if path.is_file() else []
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); put it back as it was, or delete the folder and import again."
+        ) from None
 
 
-def shares(folder: Path) -> list[tuple[Source, Share]]:
-    """What each import into a folder has given, from the shards themselves."""
+def shares(folder: Path, skip_corrupt: bool = False) -> list[tuple[Source, Share]]:
+    """What each import into a folder has given, from the shards themselves; damaged ones count as left out.
+
+    Raises:
+        UserError: a shard is damaged (without `skip_corrupt`) or missing, or is of no import that sources.json names.
+    """
     found = [(source, Share()) for source in read_sources(folder)]
     begins = [source.begin for source, _ in found]
-    for file, shard in open_shards(folder, list_shards(folder), False):
-        assert shard is not None
-        share = found[int(np.searchsorted(begins, file.begin, "right")) - 1][1]
+
+    def share_of(file: ShardFile) -> Share:
+        number = int(np.searchsorted(begins, file.begin, "right")) - 1
+        if number < 0:
+            raise UserError(
+                f"{folder / SOURCES} does not say whose {file.path.name} is; put it back as it was, or delete the "
+                "folder and import again."
+            )
+        return found[number][1]
+
+    def lost(file: ShardFile) -> None:
+        share_of(file).left_out[DAMAGED] += file.end - file.begin
+
+    for shard in in_order(folder, skip_corrupt, lost):
+        share = share_of(shard.file)
         share.episodes += len(shard.spans())
         share.left_out.update(failure.cause for failure in shard.failures)
         share.actions.append(shard.floats("action"))

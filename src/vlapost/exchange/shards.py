@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from vlapost.config import DemosConfig, UserError
 from vlapost.exchange.trajectory import Trajectory
 from vlapost.experience.action_filter import filter_actions
-from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard, decode_image, list_shards
-from vlapost.experience.verified import open_shards
+from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard, ShardFile, decode_image
+from vlapost.experience.verified import in_order
 
 
-def read(source: Path, first: int, demos: DemosConfig) -> Iterator[Trajectory]:
+def read(
+    source: Path, first: int, demos: DemosConfig, skipped: Callable[[ShardFile], object] = lambda file: None
+) -> Iterator[Trajectory]:
     """The demonstrations of a folder from number `first` on, with the steps that `demos.filter` keeps."""
-    for number, episode in enumerate(episodes(source, demos)):
+    for number, episode in enumerate(episodes(source, demos, skipped)):
         if number >= first:
             yield Trajectory(
                 where=f"demonstration {number} of {source}",
@@ -35,31 +37,34 @@ def pictures(episode: DemoEpisode) -> list[NDArray[np.uint8]]:
     return [decode_image(data) for data in episode.image if data is not None]
 
 
-def meta_of(folder: Path) -> DemoMeta:
+def meta_of(folder: Path, skip_corrupt: bool) -> DemoMeta:
     """The settings that the shards of a folder share.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the first is damaged.
     """
-    for _, shard in open_shards(folder, list_shards(folder), False):
-        assert shard is not None
+    for shard in in_order(folder, skip_corrupt):
         return shard.meta
     raise nothing(folder)
 
 
-def episodes(folder: Path, demos: DemosConfig) -> Iterator[DemoEpisode]:
-    """The demonstrations of a folder in their order, as training reads them: filtered by `demos.filter`.
+def episodes(
+    folder: Path, demos: DemosConfig, skipped: Callable[[ShardFile], object] = lambda file: None
+) -> Iterator[DemoEpisode]:
+    """The demonstrations of a folder as training reads them: in their order, filtered by `demos.filter`.
+
+    skipped: hears of each damaged shard that `demos.skip_corrupt` leaves out.
 
     Raises:
-        UserError: there are none, a shard is damaged, or pictures of kept steps are not stored.
+        UserError: there are none; a shard is damaged or missing, or does not belong to the others; pictures of kept
+            steps are not stored.
     """
-    files = list_shards(folder)
-    if not files:
-        raise nothing(folder)
-    for _, shard in open_shards(folder, files, False):
-        assert shard is not None
+    shard = None
+    for shard in in_order(folder, demos.skip_corrupt, skipped):
         for begin, end in shard.spans():
             yield _filtered(shard, begin, end, demos)
+    if shard is None:
+        raise nothing(folder)
 
 
 def nothing(folder: Path) -> UserError:
