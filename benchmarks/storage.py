@@ -19,6 +19,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -38,10 +39,11 @@ from benchmarks.measure import machine
 from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT
 from vlapost.evaluation.summary import write_json
+from vlapost.exchange.shards import take
 from vlapost.experience import shards
 from vlapost.experience.demos import DemoDataset
 from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard
-from vlapost.experience.verified import open_shards
+from vlapost.experience.verified import in_order
 from vlapost.experience.writer import DemoWriter
 
 EPISODES, READS, RUNS, BLOCK = 100, 1000, 5, 20
@@ -56,8 +58,7 @@ def run(words: list[str]) -> None:
     cfg = config.load(*cli.parse(words, "base"))
     collect_demos.collect(cfg).close()
     folder = ROOT / cfg.demos.path
-    opened = open_shards(folder, shards.list_shards(folder), False)
-    parts = [(shard, first, last) for _, shard in opened if shard for first, last in shard.spans()]
+    parts = [(shard, first, last) for shard in in_order(folder, False) for first, last in shard.spans()]
     meta, episodes = parts[0][0].meta, [load(*part) for part in islice(parts, EPISODES)]
     frames = sum(len(pictures) for _, pictures in episodes)
     table = Table(title=f"{len(episodes)} demonstrations, {frames} steps of {meta.image_size[1]}x{meta.image_size[0]}")
@@ -84,20 +85,9 @@ def run(words: list[str]) -> None:
 def load(shard: Shard, first: int, last: int) -> Episode:
     """A stored demonstration: the steps that have a picture."""
     rows = first + np.flatnonzero(shard.rows.column("image").is_valid().to_numpy(False)[first:last])
-
-    def column(name: str) -> list[Any]:
-        return [shard.rows.column(name)[int(row)].as_py() for row in rows]
-
-    arrays: dict[str, Any] = {name: np.array(column(name), np.float32) for name in NUMBERS}
-    episode = DemoEpisode(
-        candidate=column("candidate")[0],
-        episode_id=column("episode_id")[0],
-        instruction=column("instruction")[0],
-        image=(),
-        segmentation=tuple(column("segmentation")),
-        **arrays,
-    )
-    return episode, [shards.decode_image(data) for data in column("image")]
+    episode = take(shard, rows)
+    numbers: dict[str, Any] = {name: getattr(episode, name).astype(np.float32) for name in NUMBERS}
+    return replace(episode, image=(), **numbers), [shards.decode_image(data) for data in episode.image if data]
 
 
 def measure(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from test_demos import META, episode, pictures
-from vlapost import collect_demos, config
+from vlapost import collect_demos, config, curve, pretrain, recipe, train
 from vlapost.config import UserError
 from vlapost.experience import verified
 from vlapost.experience.demos import DemoDataset
@@ -125,6 +126,17 @@ def test_a_hopeless_collection_ends(collect, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(collect_demos, "results", lambda *_: (Failure(c, c, "no plan") for c in range(10**6)))
     with pytest.raises(UserError, match=r"first 100 attempts all failed \(100 no plan\)"):
         collect("one", 3)
+
+
+@pytest.mark.parametrize("command", [train, recipe, pretrain, curve])
+def test_parts_are_for_collecting_alone(command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who learns needs all; nothing is written and nothing collected first (the grid's own test: test_scaling)."""
+    monkeypatch.setattr(collect_demos, "collect", lambda cfg: pytest.fail("collects"))
+    monkeypatch.setattr(command, "claim", lambda *what: pytest.fail("begins"))
+    with pytest.raises(
+        UserError, match=r"demos\.parts is 3, but only 'make demos' collects in parts; collect them all"
+    ):
+        command.run(["demos.parts=3", "demos.part=1", f"demos.path={tmp_path}"])
 
 
 # ---- kills

@@ -1,7 +1,9 @@
 """Settings: what loads, and the sentence for what does not."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,7 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["experience.schedule=[dreams]"], ["experience.schedule", "dreams", "demos"]),
         ("base", ["experience.schedule=[]"], ["experience.schedule", "empty"]),
         ("base", ["env.image_size=[64"], ["override", "cannot be read"]),
+        ("base", ["run=${"], ["override", "cannot be read"]),
         ("base", ["env=3"], ["command line", "section"]),
         ("base", ["env.num_envs=0"], ["env.num_envs is 0", "1 or more"]),
         ("base", ["algorithm.name=pp"], ["'pp'", "sft, ppo, grpo, tpo"]),
@@ -68,6 +71,15 @@ def test_a_mistake_is_named_in_one_sentence(name: str, words: list[str], parts: 
     text = str(error.value)
     assert all(part in text for part in parts), text
     assert "\n" not in text
+
+
+def test_a_file_that_is_no_yaml_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf/sft.yaml").write_text("optim: {lr: 1\nrun: sft\n")
+    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    with pytest.raises(UserError, match=r"sft\.yaml cannot be read: .*") as error:
+        config.load("sft")
+    assert str(error.value).count("\n") == 0
 
 
 def test_written_settings_compare_equal_and_a_change_is_named() -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
+from tests.helpers import random_episode
+from tests.helpers import random_pictures as pictures
 
 from vlapost import config
 from vlapost.collect_demos import disturbance_of
@@ -25,8 +27,6 @@ from vlapost.experience.shards import (
     DemoEpisode,
     DemoMeta,
     Failure,
-    encode_image,
-    encode_labels,
     list_shards,
 )
 from vlapost.experience.writer import DemoWriter
@@ -99,26 +99,8 @@ def test_drop_is_the_papers_rule() -> None:
 
 
 def episode(candidate: int, steps: int = 5) -> DemoEpisode:
-    rng = np.random.default_rng(candidate)
-    action = rng.normal(0, 0.02, (steps, 7)).astype(np.float32)
-    action[:, 6] = [1] * (steps - 2) + [-1, 1]
-    return DemoEpisode(
-        candidate=candidate,
-        episode_id=1000 + candidate,
-        instruction=f"put thing {candidate} on plate",
-        image=tuple(encode_image(image) for image in pictures(candidate, steps)),
-        segmentation=tuple(encode_labels(image[..., 0] % 4) for image in pictures(candidate, steps)),
-        action=action,
-        gripper_pose=rng.normal(size=(steps, 7)).astype(np.float32),
-        object_position=rng.normal(size=(steps, 3)).astype(np.float32),
-        receptacle_position=rng.normal(size=(steps, 3)).astype(np.float32),
-        qpos=rng.normal(size=(steps, 8)).astype(np.float32),
-        success=np.arange(steps) == steps - 1,
-    )
-
-
-def pictures(candidate: int, steps: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(candidate).integers(0, 256, (steps, 24, 32, 3), dtype=np.uint8)
+    gripper = [1] * (steps - 2) + [-1, 1]
+    return random_episode(candidate, f"put thing {candidate} on plate", gripper, np.random.default_rng(candidate))
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import json
 import shutil
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,19 +18,27 @@ import torch
 from numpy.typing import NDArray
 from tests.test_demos import episode
 
-from vlapost import cli, collect_demos, config, import_demos
+from vlapost import cli, collect_demos, config, export_demos, import_demos
 from vlapost import pretrain as pretrain_command
 from vlapost.build import build_actor, demo_feed
 from vlapost.config import UserError
 from vlapost.contracts import Actor, Metrics, Observation, Step
-from vlapost.exchange import maniskill, npz, rlds
+from vlapost.exchange import lerobot, maniskill, npz, rlds
 from vlapost.exchange.folder import read_sources, shares
 from vlapost.exchange.rollouts import HOPELESS, length, roll_out
 from vlapost.exchange.shards import episodes
 from vlapost.exchange.tfrecord import parse, records
 from vlapost.exchange.trajectory import Trajectory, to_ours
 from vlapost.experience.demos import DemoDataset
-from vlapost.experience.shards import VERSION, DemoMeta, encode_image, encode_labels, write_shard
+from vlapost.experience.shards import (
+    VERSION,
+    DemoMeta,
+    ShardFile,
+    encode_image,
+    encode_labels,
+    list_shards,
+    write_shard,
+)
 from vlapost.policies.load import load_policy
 
 RLDS = Path(__file__).parent / "fixtures/rlds/tiny_bridge/1.0.0"  # written by tensorflow_datasets, see make.py there
@@ -197,7 +207,7 @@ def test_records_written_bit_by_bit_are_read(tmp_path: Path) -> None:
     example = serialised({"a/b": [b"x", b"yz" * 200], "c": floats, "d": [3, 300]})
     (tmp_path / "r").write_bytes(framed([example, b"second"]))
     one, two = records(tmp_path / "r")
-    assert parse(one) == {"a/b": [b"x", b"yz" * 200], "c": [0.5, -2.0], "d": [3, 300]} and two == b"second"
+    assert parse(one, "r") == {"a/b": [b"x", b"yz" * 200], "c": [0.5, -2.0], "d": [3, 300]} and two == b"second"
 
 
 def example_of(steps: int, **changes: object) -> bytes:
@@ -256,6 +266,28 @@ def test_what_is_refused_of_rlds(tmp_path: Path) -> None:
     refused("features.json has no steps/action; it has: .*steps/world_vector")
     info.write_text(info.read_text().replace('"tfrecord"', '"array_record"'))
     refused("is stored as array_record; only tfrecord is read")
+
+
+def test_features_without_values_are_not_there(tmp_path: Path) -> None:
+    """A feature whose list is of no kind is what TensorFlow writes for a missing one."""
+    nameless = sub(1, sub(1, sub(1, b"c") + sub(2, b"")))
+    assert parse(serialised({"a": [b"x"]}) + nameless, "it") == {"a": [b"x"]}
+    with pytest.raises(UserError, match=r"record 3 is no tf\.train\.Example"):
+        parse(b"\xff" * 8, "record 3")
+
+
+def test_splits_without_records_may_stand_beside_others(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(RLDS, copy)
+    info = json.loads((copy / "dataset_info.json").read_text())
+    info["splits"].append({"name": "empty"})
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    assert len(list(rlds.read(copy, 0, declared()))) == 3
+    assert list(rlds.read(copy, 0, declared("split=empty"))) == []
+    for key in ("splits", "name"):
+        (copy / "dataset_info.json").write_text(json.dumps({k: v for k, v in info.items() if k != key}))
+        with pytest.raises(UserError, match=f"dataset_info.json has no '{key}'; it has: "):
+            list(rlds.read(copy, 0, declared()))
 
 
 def test_several_instructions_are_none(tmp_path: Path) -> None:
@@ -355,6 +387,55 @@ def test_what_is_refused_of_maniskill(tmp_path: Path) -> None:
     refused("An action of traj_0 of .* has 8 numbers; 7 are needed")
     path.with_suffix(".json").write_text('{"episodes": [{"episode_id": 5}]}')
     refused("has no traj_5, which its .json file lists")
+    for text, match in {
+        "{}": "a.json has no 'episodes'; it has: nothing",
+        "[]": "a.json is no JSON object with keys",
+        '{"episodes": 3}': "The episodes of .*a.json are no list",
+        '{"episodes": [{"seed": 1}]}': "An episode of the .json file of .* has no 'episode_id'; it has: seed",
+    }.items():
+        path.with_suffix(".json").write_text(text)
+        refused(match)
+    with h5py.File(path, "a") as file:
+        del file["traj_0/actions"]
+    refused("traj_0 of .* has no actions")
+    path.with_suffix(".json").write_text('{"episodes": [{"episode_id": 0, "reset_kwargs": null}]}')
+    (only,) = maniskill.read(path, 0, declared())
+    assert only.episode_id == -1
+
+
+@pytest.mark.parametrize("what", ["group", "link", "picture", "soft", "external", "virtual"])
+def test_a_file_that_leads_to_others_is_refused(tmp_path: Path, what: str) -> None:
+    """Each would bring numbers of another file of this machine in."""
+    path, other = tmp_path / "a.h5", tmp_path / "other.h5"
+    write_h5(path)
+    write_h5(other)
+    (tmp_path / "raw").write_bytes(bytes(84))
+    with h5py.File(path, "a") as file:
+        link = h5py.ExternalLink(str(other), "/traj_0/actions")
+        if what == "group":
+            del file["traj_0"]
+            file["traj_0"] = h5py.ExternalLink(str(other), "/traj_0")
+        elif what == "picture":
+            del file["traj_0/obs/sensor_data/base_camera"]
+            file["traj_0/obs/sensor_data/base_camera"] = h5py.ExternalLink(
+                str(other), "/traj_0/obs/sensor_data/base_camera"
+            )
+        else:
+            del file["traj_0/actions"]
+        if what == "link":
+            file["traj_0/actions"] = link
+        elif what == "soft":
+            file["elsewhere"] = link
+            file["traj_0/actions"] = h5py.SoftLink("/elsewhere")
+        elif what == "external":
+            file.create_dataset("traj_0/actions", (3, 7), "f4", external=[(str(tmp_path / "raw"), 0, 84)])
+        elif what == "virtual":
+            layout = h5py.VirtualLayout((3, 7), "f4")
+            layout[:] = h5py.VirtualSource(str(other), "traj_0/actions", (3, 7))
+            file.create_virtual_dataset("traj_0/actions", layout)
+    why = "is kept in other files" if what in ("external", "virtual") else "is a link"
+    with pytest.raises(UserError, match=f"in traj_0 of .*a.h5 {why}; get a file that holds everything itself"):
+        list(maniskill.read(path, 0, declared()))
 
 
 # ---- folders of several sources
@@ -474,6 +555,105 @@ def test_imports_and_the_planners_demonstrations_stay_apart(tmp_path: Path) -> N
         pretrain_command.pretrain(config.load("pretrain", [f"demos.path={folder}", "demos.episodes=1"]), tmp_path)
 
 
+def test_the_first_of_a_folder_are_those_of_training(tmp_path: Path) -> None:
+    """Exports and imports refuse, or leave out, what training does."""
+    meta = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0, 0.0)
+    folder, tries = tmp_path / "ours", iter(range(100))
+    folder.mkdir()
+    for begin in (0, 2, 4):
+        write_shard(folder, meta, begin, begin + 2, [episode(begin), episode(begin + 1)], [])
+    middle = list_shards(folder)[1].path
+    sound = middle.read_bytes()
+
+    def sent(*words: str) -> Path:
+        out = tmp_path / f"out{next(tries)}"
+        with cli.console.capture() as said:
+            export_demos.run([f"out={out}", f"demos.path={folder}", "demos.episodes=3", *words])
+        assert said.get().count("is damaged; its demonstrations are left out") == ("demos.skip_corrupt=true" in words)
+        return out
+
+    def fetched(*words: str) -> Path:
+        out = tmp_path / f"in{next(tries)}"
+        said = import_all(out, "from=vlapost", f"source={folder}", "exchange.episodes=3", *words)
+        assert said.count("is damaged; its demonstrations are left out") == ("demos.skip_corrupt=true" in words)
+        return out
+
+    def refused(match: str) -> None:
+        for command in (sent, fetched):
+            with pytest.raises(UserError, match=match):
+                command()
+
+    middle.unlink()
+    refused("lacks the shard of attempts 2 to 3; run 'make demos' again")
+    middle.write_bytes(sound[:-1])
+    refused(f"{middle.name} is damaged; delete it")
+    trained = DemoDataset(folder, "merge", 0.01, 0.06, 3, skip_corrupt=True)
+    for data in (
+        [t.action for t in lerobot.read(sent("demos.skip_corrupt=true"), 0, declared())],
+        [DemoDataset(fetched("demos.skip_corrupt=true"), "none", 0, 0).actions.numpy()],
+    ):
+        np.testing.assert_allclose(np.concatenate(data), trained.actions.numpy(), atol=1e-7)
+    middle.unlink()
+    write_shard(folder, replace(meta, sim_freq=200), 2, 4, [episode(2)], [])
+    refused("was collected with sim_freq=200, not 500")
+
+
+def test_a_damaged_shard_of_an_import_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_demos, "SHARD", 2)
+    theirs, folder, skip = tmp_path / "theirs", tmp_path / "folder", "demos.skip_corrupt=true"
+    for number in range(6):
+        write_npz(theirs, number)
+    import_all(folder, "from=npz", f"source={theirs}")
+    middle = list_shards(folder)[1]
+    middle.path.write_bytes(middle.path.read_bytes()[:-1])
+
+    def collected(episodes: int, *words: str) -> tuple[int, list[ShardFile]]:
+        words = (f"demos.path={folder}", f"demos.episodes={episodes}", *words)
+        with closing(collect_demos.collect(config.load("base", words))) as writer:
+            return writer.episodes, writer.skipped
+
+    more = ("from=npz", f"source={theirs}", "exchange.split=again")
+    for command in (lambda: collected(4), lambda: import_all(folder, *more)):
+        with pytest.raises(UserError, match=f"{middle.path.name} is damaged"):
+            command()
+    assert collected(4, skip) == (4, [middle])
+    with pytest.raises(UserError, match="holds 4 imported demonstrations, 5 are wanted"):
+        collected(5, skip)
+    import_all(folder, *more, skip)
+    given = [(share.episodes, dict(share.left_out)) for _, share in shares(folder, skip_corrupt=True)]
+    assert given == [(4, {"in a damaged shard": 2}), (6, {})] and collected(10, skip) == (10, [middle])
+    list_shards(folder)[3].path.unlink()
+    with pytest.raises(UserError, match="lacks the shard of attempts 6 to 7; delete the folder and import again"):
+        collected(4, skip)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "sources.json is damaged"),
+        ("3", "sources.json is damaged"),
+        ('{"format": 1}', "sources.json is damaged"),
+        ('[{"format": "npz"}]', "sources.json is damaged"),
+        ("[]", "sources.json (is missing or names nothing|does not say whose)"),
+        (None, "sources.json (is missing or names nothing|back if it was lost)"),
+    ],
+)
+def test_folders_whose_sources_are_lost(tmp_path: Path, text: str | None, match: str) -> None:
+    write_npz(tmp_path / "theirs", 0)
+    words = ("from=npz", f"source={tmp_path / 'theirs'}")
+    import_all(tmp_path / "folder", *words)
+    sources = tmp_path / "folder/sources.json"
+    sources.unlink()
+    if text is not None:
+        sources.write_text(text)
+    cfg = config.load("base", [f"demos.path={tmp_path / 'folder'}", "demos.episodes=1"])
+    for command in (lambda: import_all(tmp_path / "folder", *words), lambda: collect_demos.collect(cfg)):
+        with pytest.raises(UserError, match=match) as error:
+            command()
+        assert str(error.value).count("\n") == 0
+    assert (sources.read_text() if sources.exists() else None) == text and len(list_shards(sources.parent)) == 1
+
+
 def test_sft_learns_from_imported_demonstrations(tmp_path: Path, tiny: Path) -> None:
     write_npz(tmp_path / "theirs", 0)
     import_all(tmp_path / "folder", "from=npz", f"source={tmp_path / 'theirs'}")
@@ -545,6 +725,36 @@ def test_an_actor_that_never_succeeds_ends() -> None:
 def test_an_actor_may_be_a_class() -> None:
     cfg = config.load("base", [f"evaluation.actor={__name__}:Counter"])
     assert isinstance(build_actor(cfg), Counter)
+
+
+class Needy(Counter):
+    """Cannot be made from its name alone."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        (f"{__name__}:Needy", "a class that cannot be made without arguments: missing a required argument: 'model'"),
+        (f"{__name__}:HOPELESS", "neither a function nor a class"),
+        (":Needy", "cannot be imported"),
+    ],
+)
+def test_what_is_no_actor(name: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        build_actor(config.load("base", [f"evaluation.actor={name}"]))
+
+
+def test_imports_of_an_actor_are_the_same_whatever_does_not_change_its_episodes() -> None:
+    def known(*words: str) -> dict:
+        return import_demos.settings(config.load("base", words), "actor")
+
+    same = ["env.num_envs=3", "evaluation.workers=1", "evaluation.videos=0", "evaluation.episodes=5"]
+    assert known(*same) == known()
+    for word in ("evaluation.temperature=0", "env.obj_set=train", "policy.adapter=x", "seed=1", "demos.seed=1"):
+        assert known(word) != known(), word
 
 
 def test_labels_of_imported_episodes_are_empty(tmp_path: Path) -> None:

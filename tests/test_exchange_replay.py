@@ -12,12 +12,13 @@ from mani_skill.utils.wrappers import RecordEpisode
 from scipy.spatial.transform import Rotation
 
 from vlapost import cli, config, export_demos, import_demos
+from vlapost.attempts import as_demo
 from vlapost.collect_demos import episode_of, meta_of
 from vlapost.envs.setups import setup_of
 from vlapost.envs.vector import SceneVector, make_env
 from vlapost.exchange.shards import episodes
 from vlapost.experience.demos import DemoDataset
-from vlapost.experience.shards import DemoEpisode, encode_image, encode_labels, write_shard
+from vlapost.experience.shards import write_shard
 from vlapost.planner.demonstrate import Recording, demonstrate, replay
 from vlapost.planner.motion import ArmPlanner
 
@@ -58,7 +59,7 @@ def assert_they_succeed(env: SceneVector, data: DemoDataset, recordings: list[Re
 def test_through_lerobot_and_back(recorded: Recorded, tmp_path: Path) -> None:
     env, recordings = recorded
     (tmp_path / "demos").mkdir()
-    demonstrations = [demonstration(i, recording) for i, recording in enumerate(recordings)]
+    demonstrations = [as_demo(i, EPISODES[i], recording) for i, recording in enumerate(recordings)]
     write_shard(tmp_path / "demos", meta_of(config.load("base", WORDS)), 0, 2, demonstrations, [])
     words = [f"demos.path={tmp_path / 'demos'}", "demos.episodes=2", "demos.filter=none"]
     with cli.console.capture():
@@ -68,25 +69,6 @@ def test_through_lerobot_and_back(recorded: Recorded, tmp_path: Path) -> None:
     assert np.array_equal(pictures.numpy(), np.stack([image for r in recordings for image in r.image]))
     assert sentences[0] == recordings[0].instruction and sentences[-1] == recordings[1].instruction
     assert_they_succeed(env, data, recordings)
-
-
-def demonstration(candidate: int, recording: Recording) -> DemoEpisode:
-    def column(name: str, width: int) -> np.ndarray:
-        return np.stack([getattr(truth, name)[0].numpy() for truth in recording.truth])[:, :width].astype(np.float32)
-
-    return DemoEpisode(
-        candidate=candidate,
-        episode_id=EPISODES[candidate],
-        instruction=recording.instruction,
-        image=tuple(encode_image(image) for image in recording.image),
-        segmentation=tuple(encode_labels(truth.segmentation[0].numpy()) for truth in recording.truth),
-        action=recording.action,
-        gripper_pose=column("gripper_pose", 7),
-        object_position=column("object_position", 3),
-        receptacle_position=column("receptacle_position", 3),
-        qpos=column("qpos", 8),
-        success=recording.success,
-    )
 
 
 def test_from_a_program_of_other_conventions(recorded: Recorded, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "config": {"schema", "limits"},
     "cli": {"config"},
     "drivers": set(),
-    "disk": set(),
+    "disk": {"config"},
     "assets": {"config", "contracts", "drivers", "disk"},
     "envs": {"config", "contracts", "assets", "drivers"},
     "planner": {"config", "contracts", "assets", "envs"},

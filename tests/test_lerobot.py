@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.helpers import random_episode, random_pictures
 
 from vlapost import config, export_demos
 from vlapost.config import UserError
@@ -22,7 +25,7 @@ from vlapost.exchange import lerobot, lerobot_writer
 from vlapost.exchange.folder import imported_meta
 from vlapost.exchange.lerobot_writer import LeRobotWriter
 from vlapost.exchange.trajectory import Trajectory
-from vlapost.experience.shards import VERSION, DemoEpisode, DemoMeta, encode_image, encode_labels, write_shard
+from vlapost.experience.shards import VERSION, DemoEpisode, DemoMeta, write_shard
 
 META = DemoMeta(VERSION, "PutOnPlateInScene25Main-v3", "train", "procedural", (24, 32), "minimal", 500, 0, 0.0)
 DECLARED = config.load("base").exchange
@@ -32,28 +35,12 @@ PYTHON = os.environ.get("LEROBOT_PYTHON")
 
 
 def pictures(number: int) -> np.ndarray:
-    """Random ones, so that nothing but a lossless copy is equal."""
-    return np.random.default_rng(number).integers(0, 256, (LENGTHS[number], 24, 32, 3), dtype=np.uint8)
+    return random_pictures(number, LENGTHS[number])
 
 
 def episode(number: int) -> DemoEpisode:
-    steps = LENGTHS[number]
-    rng = np.random.default_rng(100 + number)
-    action = rng.normal(0, 0.02, (steps, 7)).astype(np.float32)
-    action[:, 6] = np.where(np.arange(steps) % 2, -1, 1)
-    return DemoEpisode(
-        candidate=number,
-        episode_id=1000 + number,
-        instruction=SENTENCES[number % 2],
-        image=tuple(encode_image(picture) for picture in pictures(number)),
-        segmentation=tuple(encode_labels(picture[..., 0] % 4) for picture in pictures(number)),
-        action=action,
-        gripper_pose=rng.normal(size=(steps, 7)).astype(np.float32),
-        object_position=rng.normal(size=(steps, 3)).astype(np.float32),
-        receptacle_position=rng.normal(size=(steps, 3)).astype(np.float32),
-        qpos=rng.normal(size=(steps, 8)).astype(np.float32),
-        success=np.arange(steps) == steps - 1,
-    )
+    gripper = [1, -1, 1, -1, 1][: LENGTHS[number]]
+    return random_episode(number, SENTENCES[number % 2], gripper, np.random.default_rng(100 + number))
 
 
 @pytest.fixture
@@ -208,6 +195,32 @@ def test_pictures_of_videos_are_those_of_their_steps(exported: Path) -> None:
         list(lerobot.read(exported, 0, DECLARED))
 
 
+def test_a_video_is_closed_when_another_is_opened(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each open one is a process of ffmpeg; nothing here relies on when Python frees what is no longer used."""
+    as_videos(exported)
+    film, open_ = next((exported / "videos").rglob("*.mp4")), iio.imiter
+    other, damaged = film.with_name("other.mp4"), film.with_name("damaged.mp4")
+    shutil.copy(film, other)
+    damaged.write_bytes(film.read_bytes()[:500])
+    opened: list[Generator] = []
+    monkeypatch.setattr(lerobot.iio, "imiter", lambda *a, **k: opened.append(open_(*a, **k)) or opened[-1])
+    with closing(lerobot.Film()) as reader:
+        reader.pictures(film, 0, 2)
+        reader.pictures(other, 0, 2)
+        reader.pictures(other, 2, 2)  # goes on
+        assert [g.gi_frame is None for g in opened] == [True, False]
+        reader.pictures(other, 1, 2)  # begins again
+        assert [g.gi_frame is None for g in opened] == [True, True, False]
+        with pytest.raises(UserError, match=r"damaged.mp4 is damaged"):
+            reader.pictures(damaged, 0, 2)
+    assert [g.gi_frame is None for g in opened] == [True] * 4
+    opened.clear()
+    run = lerobot.read(exported, 0, DECLARED)
+    next(run)
+    run.close()
+    assert [g.gi_frame is None for g in opened] == [True]
+
+
 def edit_info(folder: Path, **changes: object) -> None:
     path = folder / "meta/info.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -236,6 +249,14 @@ def test_what_is_refused(exported: Path, tmp_path: Path) -> None:
     refused(r"has the shape \[14\]; \[7\] is needed")
     edit_info(copy, features={**features, "observation.images.wrist": features[lerobot_writer.CAMERA]})
     refused("has several cameras: observation.images.camera, observation.images.wrist; choose one with")
+    info = json.loads((copy / "meta/info.json").read_text())
+    for key in ("features", "data_path"):
+        (copy / "meta/info.json").write_text(json.dumps({k: v for k, v in info.items() if k != key}))
+        refused(f"info.json has no '{key}'; it has: codebase_version")
+    edit_info(copy, features={**features, "action": {"dtype": "float32"}})
+    refused("'action' in .*info.json has no 'shape'; it has: dtype")
+    edit_info(copy, data_path="data/{episode_chunk}.parquet")
+    refused("The file of episode 0 of .* cannot be named by 'data/{episode_chunk}.parquet'")
     data = copy / "data/chunk-000/file-001.parquet"
     data.unlink()
     refused("file-001.parquet is missing")
@@ -245,6 +266,11 @@ def test_what_is_refused(exported: Path, tmp_path: Path) -> None:
     refused("holds 2 of the 3 steps of episode 1")
     pq.write_table(pq.read_table(data).drop_columns(["action"]), data)
     refused("has no column 'action'")
+    episodes = copy / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(episodes).drop_columns(["length"]), episodes)
+    refused("file-000.parquet has no column 'length'")
+    episodes.write_bytes(episodes.read_bytes()[:-100])
+    refused("file-000.parquet is damaged")
     shutil.rmtree(copy / "meta/episodes")
     refused("has no meta/episodes")
 

@@ -70,7 +70,9 @@ def test_the_default_grid_and_larger_ones(grid) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["sizes=[]"], "a number each"), (["sizes=[0]"], "1 or more"), (["seeds=[x]"], "seeds"), (["ppo"], "'ppo'"),
+        (["sizes=[]"], "a number each"), (["sizes=[0]"], "1 or more"), (["seeds=[x]"], "seeds"),
+        (["sizes=[140"], r"sizes=\[140"),
+        (["demos.parts=2"], "demos.parts is 2, but only 'make demos' collects in parts"), (["ppo"], "'ppo'"),
         (["curve=nowhere.json"], "nowhere.json is no curve"), (["sise=[1]"], "sise"),
         (["env.id=PutOnReceptacleInWorld-v1", "env.obj_set=train"], "'test'"),
     ],
@@ -129,6 +131,19 @@ def found_with_numbers(found: dict) -> dict:
 
 def test_pooled_rates_are_those_of_all_episodes() -> None:
     assert pool([rate([True] * 3 + [False] * 7), rate([True] * 5)]) == rate([True] * 8 + [False] * 7)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {}, {"rl": []}, {"rl": {"few": [], "test": {}}}, {"rl": {"few": {"0": {"grasp": 1}}, "test": {}}}, 3],
+)
+def test_what_is_no_curve_is_said_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: object
+) -> None:
+    monkeypatch.setattr(scaling, "ROOT", tmp_path)
+    (tmp_path / "curve.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"curve=curve.json is no curve.json"):
+        scaling.learning_curve_of("curve.json", SETS)
 
 
 def test_a_curve_of_other_objects_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -65,7 +65,13 @@ def test_cells_share_a_warm_up_where_its_settings_are_the_same(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(["7z"], "there are: 10, 11"), ([], "FIG="), (["5a", "seeds=[]"], "no seeds"), (["5a", "seeds=[x]"], "seeds")],
+    [
+        (["7z"], "there are: 10, 11"),
+        ([], "FIG="),
+        (["5a", "seeds=[]"], "no seeds"),
+        (["5a", "seeds=[x]"], "seeds"),
+        (["5a", "seeds=[0"], "seeds"),
+    ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], part: str) -> None:
     with pytest.raises(UserError, match=part):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vlapost.envs.vector import SceneVector
     from vlapost.experience.shards import DemoEpisode, Failure
+    from vlapost.planner.demonstrate import Recording
     from vlapost.planner.motion import ArmPlanner
 
 
@@ -49,7 +50,7 @@ def attempt(candidate: int, episode_id: int, disturbance: list[int] | None) -> D
     import numpy as np
 
     from vlapost.experience.action_filter import steps_to_draw
-    from vlapost.experience.shards import DemoEpisode, Failure, encode_image, encode_labels
+    from vlapost.experience.shards import Failure
     from vlapost.planner.demonstrate import demonstrate
 
     rng = None if disturbance is None else np.random.default_rng(disturbance)
@@ -61,6 +62,15 @@ def attempt(candidate: int, episode_id: int, disturbance: list[int] | None) -> D
     result = demonstrate(*tools(), episode_id, rng, choose if d.frames == "kept" else None)
     if isinstance(result, str):
         return Failure(candidate, episode_id, result)
+    return as_demo(candidate, episode_id, result)
+
+
+def as_demo(candidate: int, episode_id: int, result: Recording) -> DemoEpisode:
+    """What was recorded of an attempt as it is stored."""
+    import numpy as np
+
+    from vlapost.experience.shards import DemoEpisode, encode_image, encode_labels
+
     drawn = list(zip(result.image, result.truth))
     return DemoEpisode(
         candidate=candidate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -47,7 +48,7 @@ def build_actor(config: Config) -> Actor:
     """Who acts in an evaluation, as `evaluation.actor` says: also a function or a `contracts.Actor` class of yours.
 
     Raises:
-        UserError: what cannot be imported, or what building the policy raises.
+        UserError: what cannot be imported or called, a class that needs arguments, or what building the policy raises.
     """
     e = config.evaluation
     if e.actor == "random":
@@ -60,9 +61,20 @@ def build_actor(config: Config) -> Actor:
     module, _, function = e.actor.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"evaluation.actor is '{e.actor}', which cannot be imported: {error}.") from None
-    return found() if isinstance(found, type) else FunctionActor(found)
+    if not callable(found):
+        raise UserError(f"evaluation.actor is '{e.actor}', which is neither a function nor a class.")
+    if not isinstance(found, type):
+        return FunctionActor(found)
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise UserError(
+            f"evaluation.actor is '{e.actor}', a class that cannot be made without arguments: {error}; name a function "
+            "or a class that can."
+        ) from None
+    return found()
 
 
 def build_module(config: Config, policy: OpenVLAPolicy) -> PolicyModule:

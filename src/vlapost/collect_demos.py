@@ -33,7 +33,7 @@ from vlapost.config import ROOT, Config, UserError, load
 from vlapost.evaluation.summary import write_json
 
 if TYPE_CHECKING:
-    from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure
+    from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, ShardFile
     from vlapost.experience.writer import DemoWriter
 
 HOPELESS = 100  # attempts without any success: something is broken
@@ -79,8 +79,8 @@ def collect(cfg: Config) -> DemoWriter:
 
     d = cfg.demos
     wanted = d.episodes + d.held_out
-    if there := imported(ROOT / d.path, wanted):
-        return DemoWriter(ROOT / d.path, there)
+    if there := imported(ROOT / d.path, wanted, d.skip_corrupt):
+        return DemoWriter(ROOT / d.path, there, skip_corrupt=d.skip_corrupt)
     writer = DemoWriter(ROOT / d.path, meta_of(cfg), d.shard_attempts, d.part, d.parts, d.skip_corrupt)
     if writer.is_enough(wanted):
         return writer
@@ -171,6 +171,24 @@ def meta_of(cfg: Config) -> DemoMeta:
         disturbed=demos.disturbed,
         protocol=env.protocol,
     )
+
+
+def refuse_parts(cfg: Config) -> None:
+    """For commands that learn from all demonstrations.
+
+    Raises:
+        UserError: only a part of them is to be collected.
+    """
+    if cfg.demos.parts > 1:
+        raise UserError(
+            f"demos.parts is {cfg.demos.parts}, but only 'make demos' collects in parts; collect them all, then give "
+            "this command without demos.part and demos.parts."
+        )
+
+
+def left_out(file: ShardFile) -> None:
+    """Say that a damaged shard is."""
+    console.print(f"{file.path} is damaged; its demonstrations are left out.", soft_wrap=True)
 
 
 def report(folder: Path, writer: DemoWriter) -> None:

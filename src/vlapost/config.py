@@ -77,13 +77,17 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         if "=" not in word:
             raise UserError(f"Override '{word}' is not of the form key=value.")
         _check_key(key, f"override '{word}'")
-    layers = [(CONF / "base.yaml", OmegaConf.load(CONF / "base.yaml"))]
     names = accumulate(name.split("_"), "{}_{}".format)  # ppo_dimension is what differs from ppo
     files = [CONF / f"{part}.yaml" for part in names if part != "base"]
-    layers += [(path, OmegaConf.load(path)) for path in files if path.is_file()]
+    layers = []
+    for path in [CONF / "base.yaml", *(path for path in files if path.is_file())]:
+        try:
+            layers.append((path, OmegaConf.load(path)))
+        except YAMLError as error:
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
     try:
         layers.append((Path("command line"), OmegaConf.from_dotlist(list(overrides))))
-    except YAMLError as error:
+    except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"An override cannot be read: {' '.join(str(error).split())}.") from None
     merged = OmegaConf.structured(Config)
     for source, layer in layers:

@@ -41,13 +41,14 @@ def run(argv: list[str]) -> None:
         raise UserError("A learning curve needs an RL configuration and trainer.snapshot_every of 1 or more.")
     sets = sets_of(base)
     folder = ROOT / "lightning_logs" / cfg.run
+    collected = demonstrations(warmup, folder / "demos.json")
     for part, settings in ((folder, cfg), (folder / "sft", warmup), (folder / "evaluation", base)):
         claim(part, settings, MAY_CHANGE)
 
     warm, rl = folder / "sft/adapter", folder / cfg.algorithm.name
     place = f"policy.adapter={warm.relative_to(ROOT)}"
     stages: list[Stage] = [
-        demonstrations(warmup, folder / "demos.json"),
+        collected,
         ("warm-up", warm, training("sft", *warmup_words)),
         (cfg.algorithm.name, rl / "adapter", training(name, *overrides, f"run={cfg.run}", place)),
     ]
@@ -56,8 +57,8 @@ def run(argv: list[str]) -> None:
     adapters = {f"{cfg.algorithm.name}-{n:05d}": path for n, path in points.items()}
     stages += [stage for label, path in adapters.items() for stage in evaluations(base, label, path, sets)]
     for count in MORE:
-        collected = config.load("sft_scaling", [*warmup_words, f"demos.episodes={count}"])
-        stages.append(demonstrations(collected, folder / f"demos-{count}.json", f"{count} demonstrations"))
+        more = config.load("sft_scaling", [*warmup_words, f"demos.episodes={count}"])
+        stages.append(demonstrations(more, folder / f"demos-{count}.json", f"{count} demonstrations"))
         stages += cell(cfg.run, f"sft-{count}", count, warmup_words, sets)
     perform(folder, stages)
     draw(folder, cfg.algorithm.name, sets, {n * steps: n for n in points}, [cfg.demos.episodes, *MORE])

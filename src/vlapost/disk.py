@@ -1,11 +1,15 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and those that one process holds."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from vlapost.config import UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -22,6 +26,21 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     yield partial
     os.replace(partial, path)
+
+
+def hold(path: Path, otherwise: str) -> IO[str]:
+    """Open and lock a file, which it makes; no other process gets it until it is closed.
+
+    Raises:
+        UserError: another one has it; `otherwise` is the sentence.
+    """
+    lock = open(path, "w")  # noqa: SIM115  (the caller closes it)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(otherwise) from None
+    return lock
 
 
 def flush(path: Path) -> None:

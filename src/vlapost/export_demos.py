@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from vlapost import cli, config
+from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT, UserError
 from vlapost.import_demos import last
 
@@ -31,11 +31,11 @@ def run(words: list[str]) -> None:
     from vlapost.exchange.shards import episodes, meta_of
     from vlapost.policies.files import new_folder
 
-    meta, bar = meta_of(source), cli.progress("episode")
+    meta, bar = meta_of(source, c.demos.skip_corrupt), cli.progress("episode")
     task = bar.add_task("export", total=wanted, note="")
     with new_folder(folder) as new, bar:
         writer = LeRobotWriter(new, meta)
-        for episode in islice(episodes(source, c.demos), wanted):
+        for episode in islice(episodes(source, c.demos, collect_demos.left_out), wanted):
             writer.add(episode)
             bar.advance(task)
         if (found := len(writer.episodes)) < wanted:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vlapost import cli, config
+from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT, Config, UserError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FROM, SOURCE = "from=", "source="
 FORMATS = ("lerobot", "rlds", "maniskill", "npz", "vlapost", "actor")
 SHARD = 20  # episodes per shard file
+# Settings that change nothing of what an actor's episodes are.
+ELSEWHERE = ("env.num_envs", "evaluation.actor", "evaluation.episodes", "evaluation.workers", "evaluation.videos")
 
 
 def run(words: list[str]) -> None:
@@ -53,13 +55,13 @@ def run(words: list[str]) -> None:
         source = str((ROOT / Path(source).expanduser()).resolve())  # however it is spelt, it is the same source
         if source == str(folder.resolve()):
             raise UserError(f"SOURCE and demos.path are both {folder}; import into another folder with demos.path=...")
-    writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]))
+    writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]), c.demos.skip_corrupt)
     try:
         entry = claim(folder, format_, source, settings(c, format_), writer.next)
         if not entry.finished:
             bring_in(c, entry, writer)
             finish(folder, entry)
-        cli.console.print(report(folder))
+        cli.console.print(report(folder, c.demos.skip_corrupt))
     finally:
         writer.close()
 
@@ -75,8 +77,10 @@ def settings(c: Config, format_: str) -> dict[str, Any]:
     if format_ == "vlapost":
         found |= {key: getattr(c.demos, key) for key in ("filter", "min_translation", "min_rotation")}
     if format_ == "actor":
-        found |= {name: asdict(getattr(c, name)) for name in ("env", "policy", "evaluation")}
+        for name in ("env", "policy", "evaluation"):
+            found |= {f"{name}.{key}": value for key, value in asdict(getattr(c, name)).items()}
         found |= {"seed": c.seed, "demos.seed": c.demos.seed}
+        found = {key: value for key, value in found.items() if key not in ELSEWHERE}
     return found
 
 
@@ -90,7 +94,7 @@ def bring_in(c: Config, entry: Source, writer: ImportWriter) -> None:
     from vlapost.experience.shards import DemoEpisode
 
     wanted = c.exchange.episodes or maxsize
-    taken = next(share.episodes for source, share in shares(writer.folder) if source == entry)
+    taken = next(share.episodes for source, share in shares(writer.folder, c.demos.skip_corrupt) if source == entry)
     episodes: list[DemoEpisode] = []
     failures: list[Failure] = []
     left_out: Counter[str] = Counter()
@@ -158,7 +162,7 @@ def read(c: Config, entry: Source, first: int) -> Iterator[Trajectory]:
         return record(c, entry.source, first)
     place = ROOT / Path(entry.source).expanduser()
     if entry.format == "vlapost":
-        return shards.read(place, first, c.demos)
+        return shards.read(place, first, c.demos, collect_demos.left_out)
     reader = {"lerobot": lerobot, "rlds": rlds, "maniskill": maniskill, "npz": npz}[entry.format]
     return reader.read(place, first, c.exchange)
 
@@ -166,26 +170,25 @@ def read(c: Config, entry: Source, first: int) -> Iterator[Trajectory]:
 def record(c: Config, actor: str, first: int) -> Iterator[Trajectory]:
     """Episodes of an actor on training starts, never held-out ones."""
     from vlapost.build import build_actor
-    from vlapost.collect_demos import episode_of
     from vlapost.envs.vector import make_env
     from vlapost.exchange.rollouts import roll_out
 
     built = build_actor(replace(c, evaluation=replace(c.evaluation, actor=actor)))
     env = make_env(c.env)
     try:
-        yield from roll_out(built, env, lambda attempt: episode_of(c, attempt), c.seed, first)
+        yield from roll_out(built, env, lambda attempt: collect_demos.episode_of(c, attempt), c.seed, first)
     finally:
         env.close()
 
 
-def report(folder: Path) -> Table:
+def report(folder: Path, skip_corrupt: bool) -> Table:
     """What a folder holds of which source. Wrong units show in the last columns."""
     import numpy as np
 
     from vlapost.exchange.folder import shares
 
     view = Table("source", "episodes", "left out", "99 % of steps below", "gripper open", title=f"Imported in {folder}")
-    for source, share in shares(folder):
+    for source, share in shares(folder, skip_corrupt):
         if not share.actions:  # stopped before its first episode
             continue
         actions = np.concatenate(share.actions)

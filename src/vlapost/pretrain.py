@@ -25,6 +25,7 @@ def run(argv: list[str]) -> None:
     """Pretrain as the command line says."""
     name, overrides = cli.parse(argv, "pretrain")
     cfg = config.load(name, overrides)
+    collect_demos.refuse_parts(cfg)
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
     claim(folder, cfg)
     if "LOCAL_RANK" in os.environ:

@@ -28,12 +28,11 @@ from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, EnvConfig, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
-from vlapost.train import claim
+from vlapost.train import COLLECTING, claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
 MAY_CHANGE = (
-    *("trainer.video_episodes", "demos.workers", "demos.part", "demos.parts", "demos.frames"),
-    *("demos.shard_attempts", "demos.skip_corrupt"),
+    *("trainer.video_episodes", *COLLECTING),
     *("evaluation.workers", "evaluation.videos", "generalization."),
 )
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
@@ -54,6 +53,7 @@ def run(argv: list[str]) -> None:
     warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
 
     folder = ROOT / "lightning_logs" / cfg.run
+    collected = demonstrations(warmup_cfg, folder / "demos.json")
     for part, settings in ((folder, cfg), (folder / "sft", warmup_cfg), (folder / "evaluation", base)):
         claim(part, settings, MAY_CHANGE)
     rl = cfg.algorithm.name
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
         return evaluation(base, adapter, folder / f"evaluation-{label}")
 
     stages: list[Stage] = [
-        demonstrations(warmup_cfg, folder / "demos.json"),
+        collected,
         ("evaluate base", folder / "evaluation-base/report.json", evaluated("base", None)),
         ("warm-up", warm, training("sft", *warmup_words)),
         ("evaluate before", folder / "evaluation-before/report.json", evaluated("before", warm)),
@@ -81,7 +81,12 @@ def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
 
 
 def demonstrations(cfg: Config, product: Path, title: str = "demonstrations") -> Stage:
-    """The stage that collects what is missing of `cfg.demos.episodes`."""
+    """The stage that collects what is missing of `cfg.demos.episodes`.
+
+    Raises:
+        UserError: only a part of them is to be collected.
+    """
+    collect_demos.refuse_parts(cfg)
 
     def collect() -> None:
         collect_demos.collect(cfg).close()

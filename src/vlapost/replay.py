@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +24,7 @@ from rich.table import Table
 
 from vlapost.attempts import start, tools
 from vlapost.cli import console, main, parse, progress
-from vlapost.collect_demos import meta_of
+from vlapost.collect_demos import left_out, meta_of
 from vlapost.config import ROOT, Config, UserError, load
 from vlapost.evaluation.summary import percent, rate, write_json
 
@@ -44,11 +46,17 @@ def run(argv: list[str]) -> None:
     if not demos:
         raise UserError(f"{folder} holds no demonstrations; run 'make demos' first.")
     in_worker = replace(cfg, env=replace(cfg.env, backend="cpu", image_size=SMALL))
-    with ProcessPoolExecutor(d.workers, get_context("spawn"), start, (in_worker,)) as pool, progress("replay") as bar:
-        task = bar.add_task("replays", total=len(demos) * len(FILTERS), note="starting simulators")
-        found = measure(
-            demos, d.min_translation, d.min_rotation, pool.map, lambda: bar.update(task, advance=1, note="")
-        )
+    bar = progress("replay")
+    task = bar.add_task("replays", total=len(demos) * len(FILTERS), note="starting simulators")
+    try:
+        with ProcessPoolExecutor(d.workers, get_context("spawn"), start, (in_worker,)) as pool, bar:
+            watch = partial(bar.update, task, advance=1, note="")
+            found = measure(demos, d.min_translation, d.min_rotation, pool.map, watch)
+    except BrokenProcessPool:
+        raise UserError(
+            "A replaying process died, most likely for lack of memory (each takes about 1.2 GB); "
+            "give the same command with fewer processes: demos.workers=1."
+        ) from None
     table = Table(title=f"Open-loop replay of {len(demos)} demonstrations of {folder}")
     for column in ("small actions", "actions kept", "succeed again"):
         table.add_column(column, justify="right")
@@ -62,13 +70,11 @@ def run(argv: list[str]) -> None:
 
 def stored(cfg: Config, folder: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Episode id and actions `[T, 7]` of the demonstrations of a folder, in their order."""
-    from vlapost.experience.shards import list_shards
-    from vlapost.experience.verified import check_meta, open_shards
+    from vlapost.experience.verified import check_meta, in_order
 
-    for _, shard in open_shards(folder, list_shards(folder), cfg.demos.skip_corrupt):
-        if shard is None:
-            continue
-        check_meta(shard, meta_of(cfg))
+    meta = meta_of(cfg)
+    for shard in in_order(folder, cfg.demos.skip_corrupt, left_out):
+        check_meta(shard, meta)
         for first, last in shard.spans():
             yield shard.rows.column("episode_id")[first].as_py(), shard.floats("action")[first:last]
 

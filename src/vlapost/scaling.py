@@ -23,6 +23,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
+from yaml import YAMLError
 
 from vlapost import cli, config
 from vlapost.config import ROOT, Config, UserError
@@ -74,7 +75,7 @@ def parse(words: list[str]) -> Grid:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Grid), OmegaConf.from_dotlist(words))
         grid: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"'{' '.join(words)}' has a mistake: {str(error).splitlines()[0]}.") from None
     grid.sizes, grid.seeds = sorted(set(grid.sizes)), sorted(set(grid.seeds))
     if not grid.sizes or not grid.seeds or grid.sizes[0] < 1:
@@ -90,8 +91,12 @@ def learning_curve_of(path: str, sets: dict[str, str]) -> dict[str, dict[str, An
     """
     try:
         found = json.loads((ROOT / path).read_text())["rl"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"curve={path} is no curve.json; make learning-curve writes one in its folder.") from None
+        points = [point for of_set in found.values() for point in of_set.items()]
+        usable = all(int(steps) >= 0 and "mean" in scores["success_end"] for steps, scores in points)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        usable = False
+    if not usable:
+        raise UserError(f"curve={path} is no curve.json; make learning-curve writes one in its folder.")
     if set(found) != set(sets):
         raise UserError(f"curve={path} is of the object sets {', '.join(found)}, the grid of {', '.join(sets)}.")
     return found

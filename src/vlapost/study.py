@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
+from yaml import YAMLError
 
 from vlapost import cli, config
 from vlapost.config import CONF, ROOT, UserError
@@ -88,7 +89,7 @@ def load(figure: str, overrides: list[str]) -> Study:
     try:
         layers = OmegaConf.load(path), OmegaConf.from_dotlist(overrides)
         study: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), *layers))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"conf/study/{path.name} or 'seeds=' has a mistake: {str(error).splitlines()[0]}.") from None
     if not study.seeds or not study.cells:
         raise UserError(f"The study '{figure}' has no {'cells' if study.seeds else 'seeds'}; name at least one.")

@@ -7,29 +7,32 @@ command continues an interrupted run from its last finished iteration, and leave
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlapost import cli, collect_demos, config
 from vlapost.config import Config, UserError
-from vlapost.disk import write_text
+from vlapost.disk import hold, write_text
 
 if TYPE_CHECKING:
     import lightning as L
 
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
+# How demonstrations are collected, not which.
+COLLECTING = (
+    *("demos.workers", "demos.part", "demos.parts", "demos.frames", "demos.shard_attempts", "demos.skip_corrupt"),
+)
 # Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
 MAY_CHANGE = (
     *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes"),
-    *("demos.workers", "demos.part", "demos.parts", "demos.frames", "demos.shard_attempts", "demos.skip_corrupt"),
+    *COLLECTING,
     *("policy.recompute", "policy.cuda_graph"),
     *("evaluation.", "generalization."),
 )
@@ -46,6 +49,7 @@ def run(argv: list[str]) -> None:
     """Train the stage named by the command line."""
     name, overrides = cli.parse(argv, "sft")
     cfg = config.load(name, overrides)
+    collect_demos.refuse_parts(cfg)
     if "LOCAL_RANK" in os.environ or "VLAPOST_STAGE" in os.environ:  # started by another process of ours
         cli.end_with_parent()
     elif "demos" in cfg.experience.schedule:
@@ -193,12 +197,8 @@ def alone(folder: Path, first: bool) -> Iterator[None]:
         UserError: another command is training there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        if first:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another command is training in {folder}; wait for it, or stop it.") from None
+    others = f"Another command is training in {folder}; wait for it, or stop it."
+    with hold(folder / ".lock", others) if first else nullcontext():
         yield
 
 

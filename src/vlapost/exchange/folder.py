@@ -6,7 +6,6 @@ nothing can be pretrained on them, and the planner adds nothing to their folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,23 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlapost.config import ExchangeConfig, UserError
-from vlapost.disk import write_text
+from vlapost.disk import hold, write_text
 from vlapost.exchange.trajectory import Trajectory, sentence, to_ours
 from vlapost.experience.shards import (
     VERSION,
     DemoEpisode,
     DemoMeta,
     Failure,
+    ShardFile,
     encode_image,
     list_shards,
-    open_shard,
     write_shard,
 )
+from vlapost.experience.verified import in_order, open_shards
 
 SOURCES = "sources.json"
 DATA = ("split", "seed", "demos.seed")  # settings that, with format and source, say which data are imported
 NO_SENTENCE = "no single instruction"
 NO_SUCCESS = "not successful"
+DAMAGED = "in a damaged shard"
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,24 @@ def imported_meta(image_size: tuple[int, int]) -> DemoMeta:
     return DemoMeta(VERSION, "", "", "", image_size, "", 0, 0, 0.0, "", grounded=False)
 
 
-def imported(folder: Path, wanted: int) -> DemoMeta | None:
+def imported(folder: Path, wanted: int, skip_corrupt: bool) -> DemoMeta | None:
     """The settings of a folder of imports that holds at least `wanted` demonstrations; None for any other folder.
 
     Raises:
-        UserError: it holds fewer.
+        UserError: it holds fewer; a shard is damaged or missing.
     """
-    files = list_shards(folder)
-    if not files or not (folder / SOURCES).is_file() or (meta := open_shard(files[0]).meta).grounded:
+    if not (folder / SOURCES).is_file() or not (files := list_shards(folder)):
         return None
-    if (found := sum(share.episodes for _, share in shares(folder))) < wanted:
+    first = next((shard for _, shard in open_shards(folder, files, skip_corrupt) if shard), None)
+    if first is not None and first.meta.grounded:
+        return None
+    found = sum(share.episodes for _, share in shares(folder, skip_corrupt))
+    if first is None or found < wanted:
         raise UserError(
             f"{folder} holds {found} imported demonstrations, {wanted} are wanted; import more, or lower "
             "demos.episodes and demos.held_out."
         )
-    return meta
+    return first.meta
 
 
 class ImportWriter:
@@ -89,20 +93,16 @@ class ImportWriter:
         next: number of the next episode, those that were left out included.
 
     Raises:
-        UserError: the planner's demonstrations are there, or pictures of another size; a shard is damaged or missing;
-            another process writes there.
+        UserError: the planner's demonstrations are there, or pictures of another size; a shard is damaged (without
+            `skip_corrupt`) or missing; what is there has no sources.json; another process writes there.
     """
 
-    def __init__(self, folder: Path, image_size: tuple[int, int]) -> None:
-        self.folder, self.meta, self.next = folder, imported_meta(image_size), 0
+    def __init__(self, folder: Path, image_size: tuple[int, int], skip_corrupt: bool) -> None:
+        self.folder, self.meta = folder, imported_meta(image_size)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(folder / ".lock", "w")  # noqa: SIM115  (held until close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process writes into {folder}; wait or change demos.path.") from None
-        for file in list_shards(folder):
-            there = open_shard(file).meta
+        self._lock = hold(folder / ".lock", f"Another process writes into {folder}; wait or change demos.path.")
+        for shard in in_order(folder, skip_corrupt):
+            there = shard.meta
             if there.grounded:
                 raise UserError(
                     f"{folder} holds the planner's demonstrations of {there.env_id}; import into another folder with "
@@ -113,9 +113,13 @@ class ImportWriter:
                     f"The pictures in {folder} have {there.image_size[0]}x{there.image_size[1]} pixels, env.image_size "
                     f"is {list(image_size)}; give the same, or another folder with demos.path=..."
                 )
-            if file.begin != self.next:
-                raise UserError(f"{folder} lacks a shard that was imported; delete the folder and import again.")
-            self.next = file.end
+        files = list_shards(folder)
+        if files and not read_sources(folder):
+            raise UserError(
+                f"{folder / SOURCES} is missing or names nothing, so nobody knows whose the demonstrations there are; "
+                "put it back, or delete the folder and import again."
+            )
+        self.next = files[-1].end if files else 0
 
     def write(self, episodes: Sequence[DemoEpisode], failures: Sequence[Failure]) -> None:
         """Store the next episodes and those that were left out among them as one shard."""
@@ -167,19 +171,44 @@ def forget(folder: Path, entry: Source) -> None:
 
 
 def read_sources(folder: Path) -> list[Source]:
-    """All imports into a folder in their order."""
+    """All imports into a folder in their order.
+
+    Raises:
+        UserError: sources.json is damaged.
+    """
     path = folder / SOURCES
-    return [Source(**entry) for entry in json.loads(path.read_text())] if path.is_file() else []
+    try:
+        return [Source(**entry) for entry in json.loads(path.read_text())] if path.is_file() else []
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); put it back as it was, or delete the folder and import again."
+        ) from None
 
 
-def shares(folder: Path) -> list[tuple[Source, Share]]:
-    """What each import into a folder has given, from the shards themselves."""
+def shares(folder: Path, skip_corrupt: bool = False) -> list[tuple[Source, Share]]:
+    """What each import into a folder has given, from the shards themselves; damaged ones count as left out.
+
+    Raises:
+        UserError: a shard is damaged (without `skip_corrupt`) or missing, or is of no import that sources.json names.
+    """
     found = [(source, Share()) for source in read_sources(folder)]
     begins = [source.begin for source, _ in found]
-    for file in list_shards(folder):
-        shard = open_shard(file)
-        share = found[int(np.searchsorted(begins, file.begin, "right")) - 1][1]
-        share.episodes += len(np.unique(shard.rows.column("candidate")))
+
+    def share_of(file: ShardFile) -> Share:
+        number = int(np.searchsorted(begins, file.begin, "right")) - 1
+        if number < 0:
+            raise UserError(
+                f"{folder / SOURCES} does not say whose {file.path.name} is; put it back as it was, or delete the "
+                "folder and import again."
+            )
+        return found[number][1]
+
+    def lost(file: ShardFile) -> None:
+        share_of(file).left_out[DAMAGED] += file.end - file.begin
+
+    for shard in in_order(folder, skip_corrupt, lost):
+        share = share_of(shard.file)
+        share.episodes += len(shard.spans())
         share.left_out.update(failure.cause for failure in shard.failures)
         share.actions.append(shard.floats("action"))
     return found

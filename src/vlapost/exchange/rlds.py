@@ -17,7 +17,7 @@ import numpy as np
 from vlapost.config import ExchangeConfig, UserError
 from vlapost.contracts import ACTION_DIM
 from vlapost.exchange.tfrecord import parse, records
-from vlapost.exchange.trajectory import Trajectory, choose, decode, read_json, single
+from vlapost.exchange.trajectory import Trajectory, choose, decode, need, read_json, single
 
 WHAT = "a version folder of TensorFlow Datasets, with dataset_info.json, features.json and tfrecord files"
 OBSERVATION, ACTION = "steps/observation/", "steps/action"
@@ -31,7 +31,7 @@ def read(source: Path, first: int, declared: ExchangeConfig) -> Iterator[Traject
         UserError: files, fields or a camera are missing; a file is damaged; actions are not 7 numbers.
     """
     info, features = read_json(source / "dataset_info.json", WHAT), read_json(source / "features.json", WHAT)
-    leaves = dict(_leaves(features, ""))
+    leaves = dict(_leaves(features, "", source / "features.json"))
     cameras = [name.removeprefix(OBSERVATION) for name, leaf in leaves.items() if _is_picture(name, leaf)]
     camera = OBSERVATION + choose(cameras, declared.camera, source / "features.json")
     _check_action(leaves, source / "features.json")
@@ -41,7 +41,8 @@ def read(source: Path, first: int, declared: ExchangeConfig) -> Iterator[Traject
         for record in records(path):
             found += 1
             if number >= first:
-                yield _trajectory(parse(record), camera, f"record {found} of {path}")
+                where = f"record {found} of {path}"
+                yield _trajectory(parse(record, where), camera, where)
             number += 1
         if found != count:
             raise UserError(f"{path} holds {found} records, dataset_info.json says {count}; get the file again.")
@@ -70,24 +71,29 @@ def _files(source: Path, info: dict[str, Any], split: str) -> list[tuple[Path, i
     """Files of a split with their numbers of records, all of them there."""
     if (format_ := info.get("fileFormat", "tfrecord")) != "tfrecord":
         raise UserError(f"{source} is stored as {format_}; only tfrecord is read: convert it with tfds.")
-    splits = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
+    path = source / "dataset_info.json"
+    splits = {
+        need(entry, "name", f"A split of {path}"): [int(n) for n in entry.get("shardLengths", [])]
+        for entry in need(info, "splits", path)
+    }
     if split not in splits:
         raise UserError(f"exchange.split is '{split}', but {source} has: {', '.join(sorted(splits))}.")
     lengths = splits[split]
-    names = [f"{info['name']}-{split}.tfrecord-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
+    name = need(info, "name", path)
+    names = [f"{name}-{split}.tfrecord-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
     for name in names:
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; get the whole split, {len(names)} files.")
     return [(source / name, length) for name, length in zip(names, lengths)]
 
 
-def _leaves(feature: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _leaves(feature: dict[str, Any], name: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The features of features.json by their flattened names."""
     if "featuresDict" in feature:
-        for key, inner in feature["featuresDict"]["features"].items():
-            yield from _leaves(inner, f"{name}/{key}" if name else key)
+        for key, inner in need(feature["featuresDict"], "features", path).items():
+            yield from _leaves(inner, f"{name}/{key}" if name else key, path)
     elif "sequence" in feature:
-        yield from _leaves(feature["sequence"]["feature"], name)
+        yield from _leaves(need(feature["sequence"], "feature", path), name, path)
     else:
         yield name, feature
 

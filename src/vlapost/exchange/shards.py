@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 from vlapost.config import DemosConfig, UserError
 from vlapost.exchange.trajectory import Trajectory
 from vlapost.experience.action_filter import filter_actions
-from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard, decode_image, list_shards, open_shard
+from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard, ShardFile, decode_image
+from vlapost.experience.verified import in_order
 
 
-def read(source: Path, first: int, demos: DemosConfig) -> Iterator[Trajectory]:
+def read(
+    source: Path, first: int, demos: DemosConfig, skipped: Callable[[ShardFile], object] = lambda file: None
+) -> Iterator[Trajectory]:
     """The demonstrations of a folder from number `first` on, with the steps that `demos.filter` keeps."""
-    for number, episode in enumerate(episodes(source, demos)):
+    for number, episode in enumerate(episodes(source, demos, skipped)):
         if number >= first:
             yield Trajectory(
                 where=f"demonstration {number} of {source}",
@@ -33,54 +37,66 @@ def pictures(episode: DemoEpisode) -> list[NDArray[np.uint8]]:
     return [decode_image(data) for data in episode.image if data is not None]
 
 
-def meta_of(folder: Path) -> DemoMeta:
+def meta_of(folder: Path, skip_corrupt: bool) -> DemoMeta:
     """The settings that the shards of a folder share.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the first is damaged.
     """
-    files = list_shards(folder)
-    if not files:
-        raise UserError(f"{folder} holds no demonstrations; run 'make demos', or name another folder.")
-    return open_shard(files[0]).meta
+    for shard in in_order(folder, skip_corrupt):
+        return shard.meta
+    raise nothing(folder)
 
 
-def episodes(folder: Path, demos: DemosConfig) -> Iterator[DemoEpisode]:
-    """The demonstrations of a folder in their order, as training reads them: filtered by `demos.filter`.
+def episodes(
+    folder: Path, demos: DemosConfig, skipped: Callable[[ShardFile], object] = lambda file: None
+) -> Iterator[DemoEpisode]:
+    """The demonstrations of a folder as training reads them: in their order, filtered by `demos.filter`.
+
+    skipped: hears of each damaged shard that `demos.skip_corrupt` leaves out.
 
     Raises:
-        UserError: there are none, a shard is damaged, or pictures of kept steps are not stored.
+        UserError: there are none; a shard is damaged or missing, or does not belong to the others; pictures of kept
+            steps are not stored.
     """
-    meta_of(folder)
-    for file in list_shards(folder):
-        shard = open_shard(file)
-        steps = shard.rows.column("step").to_numpy()
-        starts = np.append(np.flatnonzero(steps == 0), len(steps))
-        for begin, end in zip(starts.tolist(), starts[1:].tolist()):
-            yield _episode(shard, begin, end, demos)
+    shard = None
+    for shard in in_order(folder, demos.skip_corrupt, skipped):
+        for begin, end in shard.spans():
+            yield _filtered(shard, begin, end, demos)
+    if shard is None:
+        raise nothing(folder)
 
 
-def _episode(shard: Shard, begin: int, end: int, demos: DemosConfig) -> DemoEpisode:
-    rows = shard.rows.slice(begin, end - begin)
+def nothing(folder: Path) -> UserError:
+    """What to say of a folder without demonstrations."""
+    return UserError(f"{folder} holds no demonstrations; run 'make demos', or name another folder.")
+
+
+def take(shard: Shard, rows: NDArray[np.int64]) -> DemoEpisode:
+    """Some steps of one demonstration, `rows` `[K]` of its shard, as they are stored."""
+    column = {name: shard.rows.column(name) for name in ("candidate", "episode_id", "instruction")}
+    return DemoEpisode(
+        **{name: values[int(rows[0])].as_py() for name, values in column.items()},
+        image=tuple(shard.rows.column("image").take(rows).to_pylist()),
+        segmentation=tuple(shard.rows.column("segmentation").take(rows).to_pylist()),
+        action=shard.floats("action")[rows],
+        gripper_pose=shard.floats("gripper_pose")[rows],
+        object_position=shard.floats("object_position")[rows],
+        receptacle_position=shard.floats("receptacle_position")[rows],
+        qpos=shard.floats("qpos")[rows],
+        success=shard.rows.column("success").take(rows).to_numpy(zero_copy_only=False),
+    )
+
+
+def _filtered(shard: Shard, begin: int, end: int, demos: DemosConfig) -> DemoEpisode:
     actions = shard.floats("action")[begin:end]
     kept, filtered = filter_actions(actions, demos.filter, demos.min_translation, demos.min_rotation)
     last = np.append(kept[1:], end - begin) - 1  # the step that ends with what a kept action has done
-    image = rows.column("image").take(kept).to_pylist()
-    if None in image:
+    episode = take(shard, begin + kept)
+    if None in episode.image:
         raise UserError(
             f"{shard.file.path} has no picture of some steps that demos.filter={demos.filter} keeps; take the filter "
             "and the thresholds it was collected with."
         )
-    return DemoEpisode(
-        candidate=rows.column("candidate")[0].as_py(),
-        episode_id=rows.column("episode_id")[0].as_py(),
-        instruction=rows.column("instruction")[0].as_py(),
-        image=tuple(image),
-        segmentation=tuple(rows.column("segmentation").take(kept).to_pylist()),
-        success=rows.column("success").to_numpy(zero_copy_only=False)[last],
-        action=filtered,
-        gripper_pose=shard.floats("gripper_pose")[begin + kept],
-        object_position=shard.floats("object_position")[begin + kept],
-        receptacle_position=shard.floats("receptacle_position")[begin + kept],
-        qpos=shard.floats("qpos")[begin + kept],
-    )
+    success = shard.rows.column("success").take(begin + last).to_numpy(zero_copy_only=False)
+    return replace(episode, action=filtered, success=success)

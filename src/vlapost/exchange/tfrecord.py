@@ -14,6 +14,7 @@ from typing import Any
 
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from vlapost.config import UserError
 
@@ -46,10 +47,18 @@ def _checked(data: bytes, size: int, path: Path, number: int) -> bytes:
     return content
 
 
-def parse(record: bytes) -> dict[str, list[Any]]:
-    """The features of a serialised `tf.train.Example`: name -> bytes, floats or integers."""
-    features = example_class().FromString(record).features.feature  # type: ignore[attr-defined]
-    return {name: list(getattr(feature, feature.WhichOneof("kind")).value) for name, feature in features.items()}
+def parse(record: bytes, where: str) -> dict[str, list[Any]]:
+    """The features of a serialised `tf.train.Example`: name -> bytes, floats or integers; without those left empty.
+
+    Raises:
+        UserError: the record, which `where` names, is something else.
+    """
+    try:
+        features = example_class().FromString(record).features.feature  # type: ignore[attr-defined]
+    except DecodeError as error:
+        raise UserError(f"{where} is no tf.train.Example ({error}); get the data set again.") from None
+    kinds = {name: feature.WhichOneof("kind") for name, feature in features.items()}
+    return {name: list(getattr(features[name], kind).value) for name, kind in kinds.items() if kind}
 
 
 @cache

@@ -8,7 +8,7 @@ are is never guessed: the settings `exchange.*` declare it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,14 +125,29 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """A file of JSON that a source must have; `what` says of which source it is a part.
 
     Raises:
-        UserError: it is not there or not JSON.
+        UserError: it is not there, not JSON, or no object with keys.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; SOURCE must be {what}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); get the source again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object with keys; SOURCE must be {what}.")
+    return content
+
+
+def need(content: Any, key: str, where: object) -> Any:
+    """The value of a key in what `where` says.
+
+    Raises:
+        UserError: the content has no such key, or no keys at all.
+    """
+    there = content if isinstance(content, Mapping) else {}
+    if key not in there:
+        raise UserError(f"{where} has no '{key}'; it has: {', '.join(map(str, there)) or 'nothing by name'}.")
+    return there[key]
 
 
 def decode(data: bytes, where: str) -> NDArray[np.uint8]:

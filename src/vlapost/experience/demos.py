@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vlapost.config import UserError
 from vlapost.experience.action_filter import filter_actions
-from vlapost.experience.shards import Shard, ShardFile, decode_image, decode_labels, list_shards
-from vlapost.experience.verified import check_meta, open_shards
+from vlapost.experience.shards import Shard, ShardFile, decode_image, decode_labels
+from vlapost.experience.verified import in_order
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,15 @@ class DemoDataset:
         actions: list[NDArray[np.float32]] = []
         episode: list[NDArray[np.int64]] = []
         location: list[NDArray[np.int64]] = []
-        count = expected = 0
-        for file, shard in open_shards(folder, list_shards(folder), skip_corrupt):
-            if file.begin != expected:
-                gap = f"{expected} to {file.begin - 1}"
-                raise UserError(f"{folder} lacks the shard of attempts {gap}; run 'make demos' again.")
-            expected = file.end
-            if shard is None:
-                self.skipped.append(file)
-                continue
-            if self._shards:
-                check_meta(shard, self._shards[0].meta)
+        count = 0
+        for shard in in_order(folder, skip_corrupt, self.skipped.append):
             commands, drawn = shard.floats("action"), shard.rows.column("image").is_valid().to_numpy(False)
             for first, last in shard.spans()[: None if episodes is None else episodes - count]:
                 kept, filtered = filter_actions(commands[first:last], filter, min_translation, min_rotation)
                 rows = first + kept
                 if not drawn[rows].all():
                     raise UserError(
-                        f"{file.path} has no picture of some steps that demos.filter={filter} keeps with "
+                        f"{shard.file.path} has no picture of some steps that demos.filter={filter} keeps with "
                         f"demos.min_translation={min_translation} and demos.min_rotation={min_rotation}; take merge or "
                         "drop and the thresholds it was collected with, or collect with demos.frames=all elsewhere."
                     )

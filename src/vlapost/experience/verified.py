@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +18,15 @@ from types import TracebackType
 
 from vlapost.config import UserError
 from vlapost.disk import write_text
-from vlapost.experience.shards import DamagedShardError, DemoMeta, Shard, ShardFile, is_whole, open_shard
+from vlapost.experience.shards import (
+    DamagedShardError,
+    DemoMeta,
+    Shard,
+    ShardFile,
+    is_whole,
+    list_shards,
+    open_shard,
+)
 
 NAME = "verified.json"
 RECENT = 2.0  # seconds; a file changed so lately could change again without its time telling
@@ -72,12 +80,42 @@ def open_shards(
                 yield file, None
 
 
+def in_order(
+    folder: Path, skip_corrupt: bool, skipped: Callable[[ShardFile], object] = lambda file: None
+) -> Iterator[Shard]:
+    """The shards of a folder as all read them who take the first of its demonstrations: none of them is missing.
+
+    skipped: hears of each damaged one that `skip_corrupt` leaves out.
+
+    Raises:
+        UserError: a shard is damaged or missing, or was collected with other settings than the first.
+    """
+    meta, expected = None, 0
+    for file, shard in open_shards(folder, list_shards(folder), skip_corrupt):
+        if file.begin != expected:
+            imports = meta is not None and not meta.grounded
+            again = "delete the folder and import again" if imports else "run 'make demos' again"
+            raise UserError(f"{folder} lacks the shard of attempts {expected} to {file.begin - 1}; {again}.")
+        expected = file.end
+        if shard is None:
+            skipped(file)
+            continue
+        meta = meta or shard.meta
+        check_meta(shard, meta)
+        yield shard
+
+
 def check_meta(shard: Shard, meta: DemoMeta) -> None:
     """Refuse a shard that was collected with other settings.
 
     Raises:
         UserError: it was.
     """
+    if meta.grounded and not shard.meta.grounded:
+        raise UserError(
+            f"{shard.file.path} holds imported demonstrations, the planner's are wanted; use another folder "
+            "(demos.path=...), or put sources.json back if it was lost."
+        )
     for item in fields(DemoMeta):
         there, wanted = getattr(shard.meta, item.name), getattr(meta, item.name)
         if there != wanted:

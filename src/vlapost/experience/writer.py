@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from sys import maxsize
 
 from vlapost.config import UserError
+from vlapost.disk import hold
 from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, ShardFile, list_shards, write_shard
 from vlapost.experience.verified import check_meta, open_shards
 
@@ -42,12 +42,9 @@ class DemoWriter:
         self.folder, self.meta, self.block, self.part, self.parts = folder, meta, block, part, parts
         suffix = f"-{part}-of-{parts}" if parts > 1 else ""
         self._temporary = f".shard{suffix}.tmp"
-        self._lock = open(folder / f".lock{suffix}", "w")  # noqa: SIM115  (held until close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            which = f"part {part} of {parts} " if parts > 1 else ""
-            raise UserError(f"Another process collects {which}into {folder}; wait or change demos.path.") from None
+        which = f"part {part} of {parts} " if parts > 1 else ""
+        others = f"Another process collects {which}into {folder}; wait or change demos.path."
+        self._lock = hold(folder / f".lock{suffix}", others)
         (folder / self._temporary).unlink(missing_ok=True)
         self.episodes = self.attempts = 0
         self.failures: Counter[str] = Counter()
