@@ -20,6 +20,7 @@ from vlapost.experience.buffer import rejudge
 from vlapost.experience.collect import Stopwatch, collect
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens
+from vlapost.policies.cache import fixed_cache
 from vlapost.policies.folded import FoldedLinear
 from vlapost.policies.load import load_full_policy, load_policy
 from vlapost.policies.policy import OpenVLAPolicy, save_policy
@@ -121,6 +122,23 @@ def test_padding_changes_nothing(policy: OpenVLAPolicy, observation: Observation
         torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-4, rtol=0)
         torch.testing.assert_close(alone.hidden[0], together.hidden[i], atol=1e-4, rtol=0)
         assert torch.equal(policy.act(one, noise[i : i + 1]).action_tokens[0], drawn.action_tokens[i])
+
+
+def test_the_last_block_is_llamas_own(checkpoint: Path) -> None:
+    """Positions that are read, of a whole sequence and of a token behind it, against transformers' forward."""
+    policy = with_effect(make(checkpoint))
+    llama, width = policy.network.language_model.model, policy.sizes.hidden_dim
+    embeds = torch.randn(2, 9, width, generator=torch.Generator().manual_seed(0))
+    mask, positions = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril(), torch.arange(9).expand(2, 9)
+    mask[1, :, 2:, 1] = False  # padding
+    with torch.no_grad():
+        whole = llama(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
+        three = policy.network.hidden(embeds, mask, positions, 3)
+        cache = fixed_cache(len(llama.layers), 9)
+        eighth = policy.network.hidden(embeds[:, :8], mask[:, :, :8, :8], positions[:, :8], 1, cache)
+        ninth = policy.network.hidden(embeds[:, 8:], mask[:, :, 8:], positions[:, 8:], 1, cache)
+    torch.testing.assert_close(three, whole[:, -3:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat([eighth, ninth], 1), whole[:, -2:], rtol=0, atol=1e-5)
 
 
 def test_image_and_instruction_both_matter(policy: OpenVLAPolicy, observation: Observation) -> None:

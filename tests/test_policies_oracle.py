@@ -166,7 +166,7 @@ def test_one_sample_alone(policy: OpenVLAPolicy, observation: Observation, expec
     close(embeds[0], expected["forced.sample0.embeds"], FEATURES)
     length = embeds.shape[1]
     mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    hidden = network.hidden(embeds, mask, torch.arange(length)[None])
+    hidden = network.hidden(embeds, mask, torch.arange(length)[None], length)
     close(hidden[0], expected["forced.sample0.last_hidden_all"], FEATURES)
     logits = network.language_model.lm_head(hidden[0, -8])
     close(logits, expected["forced.sample0.logits_full_at_first_action"], LOGITS)
@@ -225,7 +225,7 @@ def whole_vocabulary_loss(
     embeds = network.embed(patches, ids[:, 1:])
     mask = F.pad(ids[:, 1:] != PAD, (1 + patches.shape[1], 0), value=True)
     lower = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
-    hidden = network.hidden(embeds, lower & mask[:, None, None], mask.cumsum(1) - 1)
+    hidden = network.hidden(embeds, lower & mask[:, None, None], mask.cumsum(1) - 1, mask.shape[1])
     logits = network.language_model.lm_head(hidden[:, patches.shape[1] :])
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 

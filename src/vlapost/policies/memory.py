@@ -156,7 +156,7 @@ def kept_bytes(network: OpenVLA, head: ValueHead | None, critic: str, batch: int
         length = embeds.shape[1]
         mask = torch.empty(batch, 1, length, length, dtype=torch.bool, device="meta")
         positions = torch.empty(batch, length, dtype=torch.int64, device="meta")
-        hidden = network.hidden(embeds, mask, positions)[:, -ACTION_DIM:]
+        hidden = network.hidden(embeds, mask, positions, ACTION_DIM)
         logprob = network.action_logits(hidden).log_softmax(-1)
         state = torch.empty(batch, STATE_DIM, device="meta")
         value = 0 if head is None else head(critic_input(critic, hidden, state)).sum()

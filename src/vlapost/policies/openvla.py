@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
+from transformers.models.llama.modeling_llama import rotate_half
 
 from vlapost.policies.action_tokens import FIRST_ID, LAST_ID
 from vlapost.policies.prompt import BOS
@@ -114,20 +115,26 @@ class OpenVLA(nn.Module):
         bos = table(ids.new_full((len(ids), 1), BOS))
         return torch.cat([bos, self.projector(patches), table(ids)], dim=1)
 
-    def hidden(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Hidden states after the final norm, `[B, N, D]`.
+    def hidden(self, embeds: Tensor, mask: Tensor, positions: Tensor, last: int, cache: Cache | None = None) -> Tensor:
+        """Hidden states `[B, last, D]` after the final norm, of the last of N positions.
 
         Args:
             embeds: `[B, N, D]`. mask: `[B, 1, N, K]` bool, which of the K keys each of the N queries sees.
             positions: `[B, N]` int64. cache: keys and values of earlier tokens; extended in place.
         """
-        return self.language_model.model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        model = self.language_model.model
+        rope = model.rotary_emb(embeds, position_ids=positions)
+        hidden = embeds
+        for layer in model.layers[:-1]:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                position_embeddings=rope,
+            )
+        return model.norm(last_block(model.layers[-1], hidden, mask, rope, last, cache))
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """Logits `[..., 256]` float32 of the action bins from hidden states `[..., D]`: 256 rows of the head only."""
@@ -141,3 +148,30 @@ class OpenVLA(nn.Module):
             down, up = head.lora_A["default"].weight, head.lora_B["default"].weight[rows]
             logits = logits + head.scaling["default"] * F.linear(F.linear(hidden, down), up)
         return logits.flip(-1)  # vocabulary ids fall where bins rise
+
+
+def last_block(
+    layer: Any, hidden: Tensor, mask: Tensor, rope: tuple[Tensor, Tensor], last: int, cache: Cache | None
+) -> Tensor:
+    """Llama's last block, `[B, N, D]` to `[B, last, D]`: of earlier positions nobody reads more than keys and values.
+
+    A fifth less work in a Llama of four layers, a fortieth in one of 32.
+    """
+    attention = layer.self_attn
+
+    def heads(rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    def turned(rows: Tensor) -> Tensor:
+        cos, sin = (angle[:, None, -rows.shape[2] :] for angle in rope)
+        return rows * cos + rotate_half(rows) * sin
+
+    normed = layer.input_layernorm(hidden)
+    keys, values = turned(heads(attention.k_proj(normed))), heads(attention.v_proj(normed))
+    queries = turned(heads(attention.q_proj(normed[:, -last:])))
+    if cache is not None:
+        keys, values = cache.update(keys, values, attention.layer_idx)
+    shared = attention.num_key_value_groups > 1
+    seen = F.scaled_dot_product_attention(queries, keys, values, mask[:, :, -last:], enable_gqa=shared)
+    hidden = hidden[:, -last:] + attention.o_proj(seen.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))

@@ -132,7 +132,7 @@ class OpenVLAPolicy(nn.Module):
         mask = F.pad(prompt_mask, (1 + patches.shape[1], 0), value=True)
         positions = mask.cumsum(1) - 1
         cache = fixed_cache(self.network.llama_config.num_hidden_layers, mask.shape[1] + ACTION_DIM - 1)
-        hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, cache)[:, -1]
+        hidden = self.network.hidden(self.network.embed(patches, ids), _causal(mask), positions, 1, cache)[:, 0]
         position = positions[:, -1:]
         seen = [hidden]
         tokens: list[Tensor] = []
@@ -142,7 +142,7 @@ class OpenVLAPolicy(nn.Module):
                 mask = F.pad(mask, (0, 1), value=True)
                 position = position + 1
                 embeds = self.network.language_model.model.embed_tokens(LAST_ID - tokens[-1])[:, None]
-                hidden = self.network.hidden(embeds, mask[:, None, None], position, cache)[:, 0]
+                hidden = self.network.hidden(embeds, mask[:, None, None], position, 1, cache)[:, 0]
                 seen.append(hidden)
             logits = self.network.action_logits(hidden) / temperature
             if top_k:
@@ -232,8 +232,7 @@ class OpenVLAPolicy(nn.Module):
         count = tokens.shape[1]
         mask = F.pad(prompt_mask, (1 + patches.shape[1], count), value=True)
         embeds = network.embed(patches, torch.cat([ids, LAST_ID - tokens], dim=1))
-        hidden = network.hidden(embeds, _causal(mask), mask.cumsum(1) - 1)
-        return hidden[:, -(count + 1) :], patches
+        return network.hidden(embeds, _causal(mask), mask.cumsum(1) - 1, count + 1), patches
 
     def _h0(self, network: OpenVLA, observation: Observation) -> Tensor:
         """The hidden state `[B, 1, D]` that predicts the first action token."""

@@ -1,7 +1,7 @@
 """Activation checkpointing (Chen et al. 2016): forget what a part computed, and compute it again in the backward pass.
 
 `mlp` forgets the inside of Llama's feed-forward layers, where most of the memory is; `blocks` takes more time and keeps
-nothing but the input of every transformer block.
+nothing but the input of every transformer block; of Llama's last one, which computes little, it keeps all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def recompute(network: OpenVLA, what: str) -> list[nn.Module]:
     parts: dict[str, list[nn.Module]] = {
         "none": [],
         "mlp": [layer.mlp for layer in layers],
-        "blocks": [*layers, *backbone.featurizer.blocks[:-1], *backbone.fused_featurizer.blocks[:-1]],
+        "blocks": [*layers[:-1], *backbone.featurizer.blocks[:-1], *backbone.fused_featurizer.blocks[:-1]],
     }
     for module in parts[what]:
         _forget(module)
