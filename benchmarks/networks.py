@@ -120,7 +120,9 @@ def work(size: Size, prompt: int) -> Work:
     see += 2 * patches * _linear(network.projector)
     length = 1 + patches + prompt
     per_token = 2.0 * _linear(network.language_model.model.layers)
+    block = 2.0 * _linear(last := network.language_model.model.layers[-1]) + 4 * length * hidden
     read = length * per_token + 4 * length**2 * hidden * layers
+    read -= (length - 1) * (block - 2 * _linear(last.self_attn.k_proj) - 2 * _linear(last.self_attn.v_proj))
     adapters += 2 * patches * _adapted(network.projector)
     adapters += 2 * (length + ACTION_DIM - 1) * _adapted(network.language_model.model.layers)
     cache = 2 * 2.0 * layers * length * hidden

@@ -1,6 +1,7 @@
 """The report over all setups: arithmetic by hand, and the command with the real simulator."""
 
 import json
+import shutil
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -106,7 +107,7 @@ def test_report_files(tmp_path: Path) -> None:
 def test_strips_stand_one_below_the_other(tmp_path: Path) -> None:
     for name, colour in (("a", 255), ("b", 0)):
         write_strip(tmp_path / f"{name}.png", np.full((9, 16, 16, 3), [colour, 0, 255 - colour], np.uint8))
-    charts.films(tmp_path / "strips.png", {"A": tmp_path / "a.png", "B": tmp_path / "b.png"})
+    charts.strips(tmp_path / "strips.png", {"A": tmp_path / "a.png", "B": tmp_path / "b.png"})
     height, width, *_ = (picture := iio.imread(tmp_path / "strips.png")).shape
     red, blue = ((picture[..., :3] == colour).all(-1) for colour in ([255, 0, 0], [0, 0, 255]))
     assert red[: height // 2].sum() == red.sum() > 0.5 * width and blue[height // 2 :].sum() == blue.sum() > 0.5 * width
@@ -137,8 +138,11 @@ def test_the_planner_solves_and_chance_does_not(tmp_path: Path, monkeypatch: pyt
         assert line["setup"] == name and line["seed"] == 0 and line["object"] and line["table"]
         assert (planner / f"{name}-seed0" / str(line["video"])).is_file()
     before = (planner / "ind-seed0/episodes.jsonl").read_text()
+    (strips := planner / "report/strips.png").unlink()  # of every setup there was one
+    shutil.rmtree(planner / "reposition-seed0/videos")
     generalization.run([*words, "evaluation.actor=planner"])
     assert (planner / "ind-seed0/episodes.jsonl").read_text() == before
+    assert strips.is_file()
 
     generalization.run([*words, "evaluation.actor=random", f"against={planner}"])
     chance = next(p for p in (tmp_path / "lightning_logs/base/generalization").iterdir() if p != planner)

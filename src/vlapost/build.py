@@ -61,7 +61,7 @@ def build_actor(config: Config) -> Actor:
     module, _, function = e.actor.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"evaluation.actor is '{e.actor}', which cannot be imported: {error}.") from None
     if not callable(found):
         raise UserError(f"evaluation.actor is '{e.actor}', which is neither a function nor a class.")
@@ -69,7 +69,7 @@ def build_actor(config: Config) -> Actor:
         return FunctionActor(found)
     try:
         inspect.signature(found).bind()
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"evaluation.actor is '{e.actor}', a class that cannot be made without arguments: {error}; name a function "
             "or a class that can."

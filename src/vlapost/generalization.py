@@ -95,7 +95,7 @@ def folder(c: Config) -> Path:
 def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
     """Write the report; returns the table to print."""
     from vlapost.envs.setups import evaluated
-    from vlapost.evaluation.charts import films
+    from vlapost.evaluation.charts import strips
     from vlapost.evaluation.report import write_report
 
     known = evaluated(c.env.assets)
@@ -114,15 +114,17 @@ def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
         "seconds": round(before + seconds),
         **evaluate.identify(c),
     }
-    strips = {
+    table = write_report(out, results, titles, groups, about)
+    filmed = {
         titles[name]: (out.parent / f"{name}-seed0" / e.video).with_suffix(".png")
         for name, (first, *_) in results.items()
         for e in first
         if e.video
     }
-    if strips:
-        films(out / "strips.png", strips)  # of each setup the last that was filmed
-    return write_report(out, results, titles, groups, about)
+    found = {title: path for title, path in filmed.items() if path.is_file()}  # of each setup the last
+    if found:
+        strips(out / "strips.png", found)
+    return table
 
 
 def load(c: Config, place: Path, setups: Sequence[str]) -> Results:

@@ -189,18 +189,21 @@ def report(folder: Path, skip_corrupt: bool) -> Table:
 
     view = Table("source", "episodes", "left out", "99 % of steps below", "gripper open", title=f"Imported in {folder}")
     for source, share in shares(folder, skip_corrupt):
-        if not share.actions:  # stopped before its first episode
+        if not share.actions and not share.left_out:  # stopped before its first episode
             continue
-        actions = np.concatenate(share.actions)
-        metres, radians = (
-            np.quantile(np.linalg.norm(actions[:, part], axis=1), 0.99) for part in (np.s_[:3], np.s_[3:6])
-        )
+        sizes = opened = ""
+        if share.actions:
+            actions = np.concatenate(share.actions)
+            metres, radians = (
+                np.quantile(np.linalg.norm(actions[:, part], axis=1), 0.99) for part in (np.s_[:3], np.s_[3:6])
+            )
+            sizes, opened = f"{metres:.3f} m, {radians:.3f} rad", f"{(actions[:, 6] > 0).mean():.0%}"
         view.add_row(
             f"{source.format}: {source.source}" + ("" if source.finished else " (interrupted)"),
             str(share.episodes),
             ", ".join(f"{count} {cause}" for cause, count in share.left_out.most_common()),
-            f"{metres:.3f} m, {radians:.3f} rad",
-            f"{(actions[:, 6] > 0).mean():.0%}",
+            sizes,
+            opened,
         )
     return view
 

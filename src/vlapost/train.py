@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
 # How demonstrations are collected, not which.
-COLLECTING = (
-    *("demos.workers", "demos.part", "demos.parts", "demos.frames", "demos.shard_attempts", "demos.skip_corrupt"),
-)
+COLLECTING = tuple(f"demos.{key}" for key in ("workers", "part", "parts", "frames", "shard_attempts", "skip_corrupt"))
 # Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
 MAY_CHANGE = (
     *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes"),

@@ -81,9 +81,9 @@ def trajectories(path: Path, results: Mapping[str, Sequence[Sequence[EpisodeResu
     save_figure(figure, path)
 
 
-def films(path: Path, strips: Mapping[str, Path]) -> None:
+def strips(path: Path, found: Mapping[str, Path]) -> None:
     """Strips of pictures one below the other, each under its title (paper Fig. 9)."""
-    pictures = {title: pyplot().imread(strip) for title, strip in strips.items()}
+    pictures = {title: pyplot().imread(strip) for title, strip in found.items()}
     figure, axes = pyplot().subplots(len(pictures), 1, figsize=(10, 1.5 * len(pictures)), squeeze=False)
     for axis, (title, picture) in zip(axes[:, 0], pictures.items()):
         axis.imshow(picture)

@@ -75,7 +75,8 @@ def _features(info: dict[str, Any], source: Path) -> dict[str, dict[str, Any]]:
         )
     features = need(info, "features", source / "meta/info.json")
     if not isinstance(features, dict) or "action" not in features:
-        raise UserError(f"{source} has no feature 'action'; it has: {', '.join(features or ()) or 'none'}.")
+        names = ", ".join(features) if isinstance(features, dict) else ""
+        raise UserError(f"{source} has no feature 'action'; it has: {names or 'none'}.")
     if (shape := need(features["action"], "shape", f"'action' in {source / 'meta/info.json'}")) != [ACTION_DIM]:
         raise UserError(
             f"An action of {source} has the shape {shape}; [{ACTION_DIM}] is needed: translation, rotation and gripper."
@@ -182,7 +183,7 @@ class Film:
         assert self.frames is not None
         try:
             pictures = list(islice(self.frames, begin - self.position, begin - self.position + count))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); get the data set again.") from None
         self.position = begin + count
         if len(pictures) < count:

@@ -218,8 +218,8 @@ def open_shard(file: ShardFile, check: Callable[[ShardFile], bool] = is_whole) -
     """
     if not check(file):
         raise DamagedShardError(
-            f"{file.path} is damaged; delete it and run 'make demos' again to collect it anew, or leave its "
-            "demonstrations out with demos.skip_corrupt=true."
+            f"{file.path} is damaged; delete it and run 'make demos' again to collect it anew (of an import delete the "
+            "folder and import again), or leave its demonstrations out with demos.skip_corrupt=true."
         )
     with pa.memory_map(str(file.path)) as source:  # the mapping outlives the file handle
         reader = pa.ipc.open_file(source)
@@ -228,7 +228,7 @@ def open_shard(file: ShardFile, check: Callable[[ShardFile], bool] = is_whole) -
     if notes["meta"]["version"] != VERSION:
         raise UserError(
             f"{file.path} has format version {notes['meta']['version']}, this program reads {VERSION}; "
-            "collect into another folder with demos.path=..."
+            "collect, or import, again into another folder with demos.path=..."
         )
     meta = DemoMeta(**{**notes["meta"], "image_size": tuple(notes["meta"]["image_size"])})
     return Shard(file, meta, tuple(Failure(**f) for f in notes["failures"]), rows)

@@ -93,7 +93,8 @@ def in_order(
     meta, expected = None, 0
     for file, shard in open_shards(folder, list_shards(folder), skip_corrupt):
         if file.begin != expected:
-            imports = meta is not None and not meta.grounded
+            known = meta or (shard.meta if shard else None)
+            imports = known is not None and not known.grounded
             again = "delete the folder and import again" if imports else "run 'make demos' again"
             raise UserError(f"{folder} lacks the shard of attempts {expected} to {file.begin - 1}; {again}.")
         expected = file.end

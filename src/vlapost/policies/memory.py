@@ -92,7 +92,8 @@ def needs(
         adapters, trainable = adapters + count, trainable + count
     forgotten = recompute(network, recomputed)
     activations = kept_bytes(network, head, critic, batch, prompt, fused)
-    for part in {sum(p.numel() for p in part.parameters()): part for part in forgotten}.values():  # one of each size
+    # The first of each size: of Llama's last block only few positions are computed.
+    for part in {sum(p.numel() for p in part.parameters()): part for part in reversed(forgotten)}.values():
         again, part.forward = part.forward, type(part).forward.__get__(part)  # as if it were kept
         activations = max(activations, kept_bytes(network, head, critic, batch, prompt, fused))
         part.forward = again

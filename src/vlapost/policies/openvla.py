@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
-from transformers.models.llama.modeling_llama import rotate_half
+from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
 
 from vlapost.policies.action_tokens import FIRST_ID, LAST_ID
 from vlapost.policies.prompt import BOS
@@ -171,7 +171,7 @@ def last_block(
     queries = turned(heads(attention.q_proj(normed[:, -last:])))
     if cache is not None:
         keys, values = cache.update(keys, values, attention.layer_idx)
-    shared = attention.num_key_value_groups > 1
-    seen = F.scaled_dot_product_attention(queries, keys, values, mask[:, :, -last:], enable_gqa=shared)
+    keys, values = (repeat_kv(part, attention.num_key_value_groups) for part in (keys, values))
+    seen = F.scaled_dot_product_attention(queries, keys, values, mask[:, :, -last:])
     hidden = hidden[:, -last:] + attention.o_proj(seen.transpose(1, 2).flatten(2))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
