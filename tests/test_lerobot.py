@@ -257,6 +257,9 @@ def test_what_is_refused(exported: Path, tmp_path: Path) -> None:
     refused("'action' in .*info.json has no 'shape'; it has: dtype")
     edit_info(copy, data_path="data/{episode_chunk}.parquet")
     refused("The file of episode 0 of .* cannot be named by 'data/{episode_chunk}.parquet'")
+    for elsewhere in ("/tmp/file.parquet", "../file.parquet"):
+        edit_info(copy, data_path=elsewhere)
+        refused("leads out of the data set")
     data = copy / "data/chunk-000/file-001.parquet"
     data.unlink()
     refused("file-001.parquet is missing")

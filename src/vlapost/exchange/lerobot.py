@@ -112,7 +112,10 @@ def _episodes(source: Path) -> list[dict[str, Any]]:
 def _path(pattern: Any, episode: dict[str, Any], kind: str, where: str, video_key: str = "") -> str:
     numbers = {name: need(episode, f"{kind}/{name}", where) for name in ("chunk_index", "file_index")}
     try:
-        return str(pattern).format(video_key=video_key, **numbers)
+        path = Path(str(pattern).format(video_key=video_key, **numbers))
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{path} leads out of the data set")
+        return str(path)
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"The file of {where} cannot be named by '{pattern}' ({error}); get the data set again."
