@@ -119,12 +119,15 @@ def work(size: Size, prompt: int) -> Work:
     patches = network.vision_backbone.featurizer.sizes.patches
     see += 2 * patches * _linear(network.projector)
     length = 1 + patches + prompt
-    per_token = 2.0 * _linear(network.language_model.model.layers)
-    block = 2.0 * _linear(last := network.language_model.model.layers[-1]) + 4 * length * hidden
-    read = length * per_token + 4 * length**2 * hidden * layers
-    read -= (length - 1) * (block - 2 * _linear(last.self_attn.k_proj) - 2 * _linear(last.self_attn.v_proj))
+    *blocks, last = network.language_model.model.layers
+    attention = last.self_attn
+    everywhere = nn.ModuleList([*blocks, attention.k_proj, attention.v_proj])
+    where_read = nn.ModuleList([attention.q_proj, attention.o_proj, last.mlp])  # seven positions, one of the prompt's
+    per_token = 2.0 * (_linear(everywhere) + _linear(where_read))
+    read = 2 * length * _linear(everywhere) + 4 * length**2 * hidden * (layers - 1)
+    read += 2 * _linear(where_read) + 4 * length * hidden
     adapters += 2 * patches * _adapted(network.projector)
-    adapters += 2 * (length + ACTION_DIM - 1) * _adapted(network.language_model.model.layers)
+    adapters += 2 * (length + ACTION_DIM - 1) * _adapted(everywhere) + 2 * ACTION_DIM * _adapted(where_read)
     cache = 2 * 2.0 * layers * length * hidden
     return Work(see, read, per_token + 4 * length * hidden * layers, adapters, per_token, cache)
 

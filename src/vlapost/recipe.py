@@ -31,10 +31,7 @@ from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.train import COLLECTING, claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
-MAY_CHANGE = (
-    *("trainer.video_episodes", *COLLECTING),
-    *("evaluation.workers", "evaluation.videos", "generalization."),
-)
+MAY_CHANGE = ("trainer.video_episodes", *COLLECTING, "evaluation.workers", "evaluation.videos", "generalization.")
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
 Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}

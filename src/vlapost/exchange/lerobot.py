@@ -109,13 +109,13 @@ def _episodes(source: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["episode_index"])
 
 
-def _path(pattern: Any, episode: dict[str, Any], kind: str, where: str, video_key: str = "") -> str:
+def _path(pattern: Any, episode: dict[str, Any], kind: str, where: str, video_key: str = "") -> Path:
     numbers = {name: need(episode, f"{kind}/{name}", where) for name in ("chunk_index", "file_index")}
     try:
         path = Path(str(pattern).format(video_key=video_key, **numbers))
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{path} leads out of the data set")
-        return str(path)
+        return path
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"The file of {where} cannot be named by '{pattern}' ({error}); get the data set again."

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlapost.config import DemosConfig, UserError
 from vlapost.exchange.trajectory import Trajectory
-from vlapost.experience.action_filter import filter_actions
+from vlapost.experience.demos import filtered_steps
 from vlapost.experience.shards import DemoEpisode, DemoMeta, Shard, ShardFile, decode_image
 from vlapost.experience.verified import in_order
 
@@ -89,14 +89,7 @@ def take(shard: Shard, rows: NDArray[np.int64]) -> DemoEpisode:
 
 
 def _filtered(shard: Shard, begin: int, end: int, demos: DemosConfig) -> DemoEpisode:
-    actions = shard.floats("action")[begin:end]
-    kept, filtered = filter_actions(actions, demos.filter, demos.min_translation, demos.min_rotation)
+    kept, filtered = filtered_steps(shard, begin, end, demos.filter, demos.min_translation, demos.min_rotation)
     last = np.append(kept[1:], end - begin) - 1  # the step that ends with what a kept action has done
-    episode = take(shard, begin + kept)
-    if None in episode.image:
-        raise UserError(
-            f"{shard.file.path} has no picture of some steps that demos.filter={demos.filter} keeps; take the filter "
-            "and the thresholds it was collected with."
-        )
     success = shard.rows.column("success").take(begin + last).to_numpy(zero_copy_only=False)
-    return replace(episode, action=filtered, success=success)
+    return replace(take(shard, begin + kept), action=filtered, success=success)

@@ -71,19 +71,11 @@ class DemoDataset:
         location: list[NDArray[np.int64]] = []
         count = 0
         for shard in in_order(folder, skip_corrupt, self.skipped.append):
-            commands, drawn = shard.floats("action"), shard.rows.column("image").is_valid().to_numpy(False)
             for first, last in shard.spans()[: None if episodes is None else episodes - count]:
-                kept, filtered = filter_actions(commands[first:last], filter, min_translation, min_rotation)
-                rows = first + kept
-                if not drawn[rows].all():
-                    raise UserError(
-                        f"{shard.file.path} has no picture of some steps that demos.filter={filter} keeps with "
-                        f"demos.min_translation={min_translation} and demos.min_rotation={min_rotation}; take merge or "
-                        "drop and the thresholds it was collected with, or collect with demos.frames=all elsewhere."
-                    )
+                kept, filtered = filtered_steps(shard, first, last, filter, min_translation, min_rotation)
                 actions.append(filtered)
                 episode.append(np.full(len(kept), count))
-                location.append(np.stack([np.full(len(rows), len(self._shards)), rows, kept], axis=1))
+                location.append(np.stack([np.full(len(kept), len(self._shards)), first + kept, kept], axis=1))
                 count += 1
             self._shards.append(shard)
             if episodes is not None and count >= episodes:
@@ -144,3 +136,22 @@ class DemoDataset:
     def _vectors(self, indices: Tensor, column: str) -> Tensor:
         places = self._location[indices.numpy()]
         return torch.from_numpy(np.stack([self._shards[s].floats(column)[row] for s, row, _ in places]))
+
+
+def filtered_steps(
+    shard: Shard, first: int, last: int, filter: str, min_translation: float, min_rotation: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """`action_filter.filter_actions` of the demonstration in rows `first` to `last` (exclusive) of a shard.
+
+    Raises:
+        UserError: a kept step has no picture.
+    """
+    kept, filtered = filter_actions(shard.floats("action")[first:last], filter, min_translation, min_rotation)
+    drawn = shard.rows.column("image").slice(first, last - first).is_valid().to_numpy(False)
+    if not drawn[kept].all():
+        raise UserError(
+            f"{shard.file.path} has no picture of some steps that demos.filter={filter} keeps with "
+            f"demos.min_translation={min_translation} and demos.min_rotation={min_rotation}; take merge or "
+            "drop and the thresholds it was collected with, or collect with demos.frames=all elsewhere."
+        )
+    return kept, filtered
