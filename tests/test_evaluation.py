@@ -37,6 +37,7 @@ class CountingEnv:
     def __init__(self, num_envs: int, trace: Path | None = None) -> None:
         self.num_envs = num_envs
         self.trace = trace
+        self.looks = 0
 
     def reset(self, episode_ids: Tensor) -> Observation:
         assert len(episode_ids) == self.num_envs
@@ -47,9 +48,10 @@ class CountingEnv:
                 file.write(" ".join(str(episode) for episode in episode_ids.tolist()) + "\n")
         return self._observe()
 
-    def step(self, action: Tensor) -> Step:
+    def step(self, action: Tensor, look: bool = True) -> Step:
         assert action.shape == (self.num_envs, 7)
         self.time += 1
+        self.looks += look
         self.actions.append(action)
         metrics = Metrics(self.ids == self.time, self.ids <= self.time, self.ids % 2 == 1, self.ids < 0)
         return Step(self._observe(), torch.full((self.num_envs,), 0.25), metrics, self.time == STEPS)
@@ -146,6 +148,13 @@ def test_a_function_can_act_and_every_step_is_kept() -> None:
     assert first.gripper == [[0.1, 0.2, 0.3, 1.571]] * STEPS  # the y axis of an unturned body points along y
 
 
+@pytest.mark.parametrize("actor, record, looks", [(RandomActor(), 0, 0), (RandomActor(), 1, 4), (GREEDY, 0, 4)])
+def test_pictures_are_drawn_for_those_who_look(actor: Actor, record: int, looks: int) -> None:
+    env = CountingEnv(2)
+    run_episodes(actor, env, [1, 2], seed=0, record=record)
+    assert env.looks == looks
+
+
 def test_turn_about_z_by_hand() -> None:
     half = math.pi / 12  # turned by 30 degrees about z
     turned = position_and_turn(torch.tensor([[1.0, 2.0, 3.0, math.cos(half), 0.0, 0.0, math.sin(half)]]))
@@ -233,8 +242,8 @@ def build(c: Config, num_envs: int) -> CountingEnv:
 class WritingEnv(CountingEnv):
     """Writes down the actions of every episode."""
 
-    def step(self, action: Tensor) -> Step:
-        step = super().step(action)
+    def step(self, action: Tensor, look: bool = True) -> Step:
+        step = super().step(action, look)
         if step.truncated and self.trace is not None:
             with self.trace.open("a") as file:
                 file.write(f"{torch.stack(self.actions).tolist()}\n")

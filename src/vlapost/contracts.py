@@ -273,8 +273,11 @@ class VectorEnv(Protocol):
     def reset(self, episode_ids: Tensor) -> Observation:
         """Start the given episodes, `[E]` int64 ids of the environment's index space."""
 
-    def step(self, action: Tensor) -> Step:
-        """Apply `[E, A]` float32 actions: metres and radians in the robot base frame, gripper +1 open / -1 closed."""
+    def step(self, action: Tensor, look: bool = True) -> Step:
+        """Apply `[E, A]` float32 actions: metres and radians in the robot base frame, gripper +1 open / -1 closed.
+
+        Without a `look` no picture is drawn: the observation shows an earlier one.
+        """
 
     def restart(self, which: Tensor, episode_ids: Tensor) -> Observation:
         """Start other episodes, `[K]` ids, in the scenes `which` `[K]`, on CPU; the others stay where they are."""
@@ -288,6 +291,8 @@ class VectorEnv(Protocol):
 
 class Actor(Protocol):
     """Whatever acts in an evaluation: a checkpoint, the planner, chance, a function of yours."""
+
+    looks: bool = True  # whether `act` needs pictures; they are a third of a step's time
 
     def session(self) -> AbstractContextManager[None]:
         """Entered for a number of episodes in which the actor does not change; by default there is nothing to do."""

@@ -83,12 +83,12 @@ class SceneVector:
         sentences = [s for scene in self.scenes for s in scene.get_language_instruction()]
         self._instructions = tuple(s.lower() if self.scenes[0].setup.paper else s for s in sentences)
 
-    def step(self, action: Tensor) -> Step:
-        """Apply `[E, 7]` actions for 0.2 s and look."""
+    def step(self, action: Tensor, look: bool = True) -> Step:
+        """Apply `[E, 7]` actions for 0.2 s and look; without a look the observation has the picture before."""
         before, way = self._metrics(), self._way()
         metrics = self.step_blind(action)
         return Step(
-            observation=self._observe(),
+            observation=self._observe() if look else self._observation(),
             reward=rules.reward(before, metrics) + self.approach_reward * (way - self._way()),
             metrics=metrics,
             truncated=bool((self._done >= self.steps).all()),

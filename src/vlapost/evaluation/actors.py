@@ -42,6 +42,8 @@ class PolicyActor(Actor):
 class RandomActor(Actor):
     """Uniform actions, the same for the same seed and episode whoever shares the batch."""
 
+    looks = False
+
     def start(self, env: VectorEnv, episode_ids: Sequence[int], seed: int) -> None:
         """Seed each episode."""
         self.generators = [_generator(seed, episode) for episode in episode_ids]

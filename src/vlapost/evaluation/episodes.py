@@ -72,7 +72,7 @@ def _run_batch(actor: Actor, env: VectorEnv, ids: list[int], seed: int, record: 
     truncated = False
     while not truncated:
         gripper_TE4.append(position_and_turn(env.gripper_pose().cpu()))
-        step = env.step(actor.act(observation))
+        step = env.step(actor.act(observation), look=actor.looks or bool(record))
         observation, truncated = step.observation, step.truncated
         return_E += step.reward.cpu()
         for name, values in metrics_TE.items():

@@ -29,6 +29,8 @@ class PlannerActor(Actor):
     It knows nothing of a second object or receptacle beside the right one, and nothing of what the picture shows.
     """
 
+    looks = False
+
     def __init__(self) -> None:
         self.planner: ArmPlanner | None = None
 
