@@ -1,6 +1,7 @@
 """PPO's arithmetic against numbers computed by hand (in the comments), and against torchrl on random cases."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from vlapost.algorithms.base import reduced_mean_std, token_cross_entropy
-from vlapost.algorithms.ppo import clipped_surrogate, clipped_value_loss, gae
+from vlapost.algorithms.ppo import PPO, clipped_surrogate, clipped_value_loss, gae
 
 REWARD = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
 NEVER = torch.zeros(3, 1, dtype=torch.bool)
@@ -49,6 +50,18 @@ def test_gae_with_gamma_and_lambda_one_is_the_return_minus_the_value():
     to_go = reward.flip(0).cumsum(0).flip(0)
     torch.testing.assert_close(return_, to_go, atol=1e-4, rtol=0)
     torch.testing.assert_close(advantage, to_go - value, atol=1e-4, rtol=0)
+
+
+def test_the_critic_can_learn_other_returns_than_the_advantages_are_made_of():
+    # lambda 0: delta of each step, 0.04, 0.13, 0.3; lambda 1 for the critic: 0.81 + 0.09, 0.9 + 0.1, 1
+    rules = SimpleNamespace(
+        gamma=0.9, gae_lambda=0.0, value_lambda=1.0, bootstrap_truncation=False, normalise_advantage=False
+    )
+    done = torch.tensor([[False], [False], [True]])
+    rollout = SimpleNamespace(reward=REWARD, value=VALUE, last_value=torch.zeros(1, dtype=torch.float64), done=done)
+    advantage, return_ = PPO.advantage(SimpleNamespace(algorithm=rules), rollout)
+    assert advantage.squeeze().tolist() == pytest.approx([0.04, 0.13, 0.3], abs=1e-12)
+    assert return_.squeeze().tolist() == pytest.approx([0.9, 1.0, 1.0], abs=1e-12)
 
 
 def test_gae_keeps_episodes_apart():

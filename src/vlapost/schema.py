@@ -91,6 +91,7 @@ class AlgorithmConfig:
     name: str
     gamma: float
     gae_lambda: float
+    value_lambda: float
     clip: float
     value_clip: float
     huber_delta: float
