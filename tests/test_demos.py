@@ -18,7 +18,7 @@ from tests.helpers import random_episode
 from tests.helpers import random_pictures as pictures
 
 from vlapost import config
-from vlapost.collect_demos import disturbance_of
+from vlapost.collect_demos import seed_of
 from vlapost.config import UserError
 from vlapost.experience.action_filter import filter_actions, steps_to_draw
 from vlapost.experience.demos import DemoDataset
@@ -243,9 +243,10 @@ def test_settings_must_agree(folder: Path) -> None:
 
 def test_disturbances_are_a_function_of_seed_and_attempt() -> None:
     cfg = config.load("base", ["demos.disturbed=0.3", "demos.seed=5"])
-    seeds = [disturbance_of(cfg, candidate) for candidate in range(2000)]
-    assert seeds == [disturbance_of(cfg, candidate) for candidate in range(2000)]
+    seeds = [seed_of(cfg, candidate) for candidate in range(2000)]
+    assert seeds == [seed_of(cfg, candidate) for candidate in range(2000)]
     disturbed = [seed for seed in seeds if seed is not None]
     assert 0.26 < len(disturbed) / 2000 < 0.34
     assert len({tuple(seed) for seed in disturbed}) == len(disturbed)
-    assert disturbance_of(config.load("base"), 0) is None
+    assert seed_of(config.load("base"), 0) is None
+    assert seed_of(config.load("base", ["demos.views=2"]), 0) is not None

@@ -24,6 +24,7 @@ from vlapost.experience.shards import DemoEpisode
 from vlapost.experience.writer import DemoWriter
 from vlapost.planner import demonstrate as demonstrate_module
 from vlapost.planner import disturb as disturb_module
+from vlapost.planner import views as views_module
 from vlapost.planner.actions import CLOSED, OPEN, delta_actions, vertical_actions
 from vlapost.planner.demonstrate import (
     DROPPED,
@@ -38,6 +39,7 @@ from vlapost.planner.demonstrate import (
 from vlapost.planner.grasp import FINGERTIP, PALM, Box, grasp_height, grasp_place, grasp_rotations, upright_box
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_demonstration
+from vlapost.planner.views import look_around
 
 POINTING_DOWN = Rotation.from_matrix(np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]))  # x down, y along the base's y
 
@@ -186,6 +188,38 @@ def test_steps_that_are_not_drawn_change_nothing_else(scene: Scene) -> None:
         assert image is None or torch.equal(one.segmentation, other.segmentation)
     for one_image, image in zip(whole.image, part.image):
         assert image is None or np.array_equal(image, one_image)
+
+
+@pytest.mark.sim
+def test_views_show_one_start_laid_out_anew(scene: Scene) -> None:
+    env, planner = scene
+    episode = 2 * 50176 + 1400
+    start = env.reset(torch.tensor([episode]))
+    before = env.ground_truth()
+    views = look_around(env, planner, episode, 6, np.random.default_rng(0))
+    assert isinstance(views, Recording)
+    assert np.array_equal(views.image[0], start.image[0].numpy())  # type: ignore[arg-type]
+    assert len({image.tobytes() for image in views.image if image is not None}) == 6
+    assert views.action.shape == (6, 7) and not views.action.any() and not views.success.any()
+    for truth in views.truth:
+        object_, receptacle = truth.object_position[0], truth.receptacle_position[0]
+        assert float((object_ - receptacle)[:2].norm()) > 0.07
+        assert float(object_[2] - before.object_position[0, 2]) == pytest.approx(0, abs=1e-4)  # on the table
+        assert truth.gripper_pose[0, :3].numpy() == pytest.approx(
+            planner.pose(truth.qpos[0].double().numpy())[0], abs=1e-3
+        )
+        assert (truth.segmentation == 3).any()
+    moved = [truth.qpos for truth in views.truth if not torch.equal(truth.qpos, before.qpos)]
+    assert moved and len(moved) < 5
+    again = look_around(env, planner, episode, 6, np.random.default_rng(0))
+    assert isinstance(again, Recording)
+    assert all(np.array_equal(one, other) for one, other in zip(views.image, again.image))  # type: ignore[arg-type]
+
+
+@pytest.mark.sim
+def test_a_start_from_which_something_fell_has_no_views(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views_module, "TABLE_TOP", 1.0)
+    assert look_around(*scene, 0, 2, np.random.default_rng(0)) == views_module.FELL
 
 
 @pytest.mark.sim

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def grounded_feed(policy) -> DemoFeed:
     generator = torch.Generator().manual_seed(6)
     position = torch.randn(12, 9, generator=generator)
     labels = torch.randint(0, 4, (12, 128, 128), dtype=torch.uint8, generator=generator)
-    return DemoFeed(12, lambda index, g: GroundedBatch(demos.make(index, g), position[index], labels[index]))  # type: ignore[arg-type]
+    return DemoFeed(12, lambda index, g: GroundedBatch(demos.make(index, g), position[index], labels[index], 2))  # type: ignore[arg-type]
 
 
 def pretrain(cfg: Config, folder: Path) -> dict[str, torch.Tensor]:
@@ -125,6 +126,20 @@ def pretrain(cfg: Config, folder: Path) -> dict[str, torch.Tensor]:
     data = build_experience(cfg, policy, module, lambda: grounded_feed(policy))
     assert train.fit(cfg, folder, module, data)
     return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def test_pretraining_learns_no_actions_from_views(tiny: Path):
+    cfg = settings("pretrain", [], tiny, 2)
+    policy = load_full_policy(ROOT / cfg.policy.checkpoint, cfg.policy.unnorm_key)
+    module = Pretrain(policy, cfg.grounding, cfg.optim, 4, policy.sizes)
+    module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    batch = cast(GroundedBatch, grounded_feed(policy).make(torch.arange(4), None))
+    tokens = batch.demo.action_tokens.clone()
+    tokens[batch.acted :, -1] += 1  # of views; the last token is nobody's input
+    other = replace(batch, demo=replace(batch.demo, action_tokens=tokens))
+    shown = replace(other, acted=4)
+    losses = [float(module.training_step(b, 0).detach()) for b in (batch, other, shown)]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_pretraining_moves_every_weight_in_use_and_resumes_bitwise(tiny: Path, tmp_path: Path):

@@ -45,21 +45,25 @@ def tools() -> tuple[SceneVector, ArmPlanner]:
     return Worker.tools
 
 
-def attempt(candidate: int, episode_id: int, disturbance: list[int] | None) -> DemoEpisode | Failure:
-    """Try one episode in this process; `disturbance` is the seed of one, or None."""
+def attempt(candidate: int, episode_id: int, seed: list[int] | None) -> DemoEpisode | Failure:
+    """Try one episode in this process; `seed` is that of a disturbance (None: there is none) or of its views."""
     import numpy as np
 
     from vlapost.experience.action_filter import steps_to_draw
     from vlapost.experience.shards import Failure
     from vlapost.planner.demonstrate import demonstrate
+    from vlapost.planner.views import look_around
 
-    rng = None if disturbance is None else np.random.default_rng(disturbance)
+    rng = None if seed is None else np.random.default_rng(seed)
     d = Worker.cfg.demos
 
     def choose(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
         return steps_to_draw(actions, d.min_translation, d.min_rotation)
 
-    result = demonstrate(*tools(), episode_id, rng, choose if d.frames == "kept" else None)
+    if d.views:
+        result = look_around(*tools(), episode_id, d.views, np.random.default_rng(seed))
+    else:
+        result = demonstrate(*tools(), episode_id, rng, choose if d.frames == "kept" else None)
     if isinstance(result, str):
         return Failure(candidate, episode_id, result)
     return as_demo(candidate, episode_id, result)

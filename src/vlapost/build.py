@@ -147,6 +147,11 @@ def open_demos(config: Config) -> DemoDataset:
     d = config.demos
     wanted = d.episodes + d.held_out
     data = DemoDataset(ROOT / d.path, d.filter, d.min_translation, d.min_rotation, wanted, d.skip_corrupt)
+    if data.meta.views != d.views:
+        raise UserError(
+            f"demos.path={d.path} holds {'views' if data.meta.views else 'demonstrations'}, where "
+            f"demos.views={d.views} asks for {'views' if d.views else 'demonstrations'}; name another folder."
+        )
     if data.skipped:
         names = ", ".join(file.path.name for file in data.skipped)
         attempts = sum(file.end - file.begin for file in data.skipped)

@@ -53,11 +53,13 @@ def episode_of(cfg: Config, candidate: int) -> int:
     return int(draw(setup_of(cfg.env), 1, torch.Generator().manual_seed(seed), excluded))
 
 
-def disturbance_of(cfg: Config, candidate: int) -> list[int] | None:
-    """The seed of an attempt's disturbance, or None: `demos.disturbed` of all attempts have one."""
+def seed_of(cfg: Config, candidate: int) -> list[int] | None:
+    """The seed of an attempt's disturbance, which `demos.disturbed` of all attempts have, or of how views are laid."""
     import numpy as np
 
     seed = [cfg.demos.seed, candidate, 1]
+    if cfg.demos.views:
+        return seed
     return seed if np.random.default_rng(seed[:2]).random() < cfg.demos.disturbed else None
 
 
@@ -67,7 +69,7 @@ def results(pool: ProcessPoolExecutor, cfg: Config, candidates: Iterable[int]) -
     coming = iter(candidates)
     while True:
         for candidate in islice(coming, QUEUED * cfg.demos.workers - len(waiting)):
-            waiting.append(pool.submit(attempt, candidate, episode_of(cfg, candidate), disturbance_of(cfg, candidate)))
+            waiting.append(pool.submit(attempt, candidate, episode_of(cfg, candidate), seed_of(cfg, candidate)))
         yield waiting.popleft().result()
 
 
@@ -169,6 +171,7 @@ def meta_of(cfg: Config) -> DemoMeta:
         sim_freq=env.sim_freq,
         seed=demos.seed,
         disturbed=demos.disturbed,
+        views=demos.views,
         protocol=env.protocol,
     )
 

@@ -196,8 +196,9 @@ class DemoBatch:
 
 @dataclass(frozen=True)
 class GroundedBatch:
-    """Demonstrations with what is true in them, for pretraining.
+    """Demonstrations, and views behind them, with what is true in them; for pretraining.
 
+    demo: the first `acted` samples are demonstrated; the actions of the others mean nothing.
     position: `[B, 9]` standardised x, y, z of object, receptacle and gripper in the robot base frame.
     segmentation: `[B, H, W]` uint8, 0 background, 1 robot, 2 object, 3 receptacle.
     """
@@ -205,13 +206,14 @@ class GroundedBatch:
     demo: DemoBatch
     position: Tensor
     segmentation: Tensor
+    acted: int
 
     def __len__(self) -> int:
         return len(self.demo)
 
     def to(self, device: torch.device | str) -> GroundedBatch:
         """Move every tensor."""
-        return GroundedBatch(self.demo.to(device), self.position.to(device), self.segmentation.to(device))
+        return GroundedBatch(self.demo.to(device), self.position.to(device), self.segmentation.to(device), self.acted)
 
 
 @dataclass(frozen=True)

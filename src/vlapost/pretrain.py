@@ -12,13 +12,18 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.recipe import measured
 from vlapost.train import claim, fit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlapost.experience.demos import DemoDataset
 
 
 def run(argv: list[str]) -> None:
@@ -32,10 +37,20 @@ def run(argv: list[str]) -> None:
         cli.end_with_parent()
     else:
         collect_demos.collect(cfg)
+        collect_demos.collect(views_of(cfg))
     if not (folder / "openvla-tiny").is_dir():
         pretrain(cfg, folder)
     if (folder / "openvla-tiny").is_dir() and os.environ.get("LOCAL_RANK", "0") == "0":
         publish(cfg, folder, ROOT / cfg.policy.checkpoint)
+
+
+def views_of(cfg: Config) -> Config:
+    """The settings of the views that are learned from beside the demonstrations, of other starts."""
+    g, d = cfg.grounding, cfg.demos
+    demos = replace(
+        d, path=g.path, episodes=g.starts, views=g.views, seed=d.seed + 1, disturbed=0.0, frames="all", filter="none"
+    )
+    return replace(cfg, demos=demos)
 
 
 def pretrain(cfg: Config, folder: Path) -> None:
@@ -58,6 +73,7 @@ def pretrain(cfg: Config, folder: Path) -> None:
             f"demos.path={cfg.demos.path} holds imported demonstrations, without the positions and labels that "
             "pretraining learns from; name a folder of the planner's."
         )
+    views = open_demos(views_of(cfg))
     untrained = folder / "untrained"
     if not untrained.is_dir():
         write_tiny(untrained, cfg.seed, {cfg.policy.unnorm_key: demos.statistics()})
@@ -66,16 +82,26 @@ def pretrain(cfg: Config, folder: Path) -> None:
     height, width = cfg.env.image_size
     tables = torch.stack([table_picture(t.image, height, width) for t in open_pack(cfg.env.assets).tables])
 
-    def make(index: torch.Tensor, generator: torch.Generator | None) -> GroundedBatch:
-        truth = demos.grounding(index)
+    def seen(data: DemoDataset, index: Tensor, generator: torch.Generator | None) -> tuple[Any, ...]:
+        truth = data.grounding(index)
         positions = (truth.object_position, truth.receptacle_position, truth.gripper_position)
-        image, instruction = demos.observation(index)
+        image, instruction = data.observation(index)
         if cfg.experience.augment and generator is not None:
             image = repaint(image, truth.segmentation, tables, generator)
+        return image, instruction, standardise(torch.cat(positions, -1)), truth.segmentation
+
+    def make(index: Tensor, generator: torch.Generator | None) -> GroundedBatch:
+        image, instruction, position, segmentation = seen(demos, index, generator)
+        others = torch.randint(len(views), (cfg.grounding.batch_size,), generator=generator)
+        more = seen(views, others, generator)
+        nothing = tokens.new_zeros(len(others), tokens.shape[1])
         return GroundedBatch(
-            DemoBatch(Observation(image, instruction), tokens[index]),
-            standardise(torch.cat(positions, -1)),
-            truth.segmentation,
+            DemoBatch(
+                Observation(torch.cat([image, more[0]]), instruction + more[1]), torch.cat([tokens[index], nothing])
+            ),
+            torch.cat([position, more[2]]),
+            torch.cat([segmentation, more[3]]),
+            len(index),
         )
 
     torch.manual_seed(cfg.seed)  # of the grounding heads

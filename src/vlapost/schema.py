@@ -58,6 +58,7 @@ class DemosConfig:
     workers: int
     seed: int
     disturbed: float
+    views: int
     shard_attempts: int
     part: int
     parts: int
@@ -180,6 +181,10 @@ class GroundingConfig:
 
     position_coef: float
     segmentation_coef: float
+    path: str
+    starts: int
+    views: int
+    batch_size: int
 
 
 @dataclass

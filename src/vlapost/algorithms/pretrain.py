@@ -9,6 +9,8 @@ thrown away afterwards, are told the truth by the simulator:
   its patch before the projector;
 * position: where object, receptacle and gripper are (robot base frame), read from h0, the hidden state that predicts
   the first action token.
+
+Both also learn from views (planner/views.py): many more pictures, in which nothing is done.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from vlapost.contracts import GroundedBatch, Policy
 
 CLASSES = 4
 CELL = 4  # pixels
+PRECISION = 0.1  # 5 mm: the position loss is linear above it, so that small errors go on to count
 WEIGHTS = (0.3, 1.0, 3.0, 1.0)  # the object covers under 1 % of the pixels, the background 90 %
 
 
@@ -77,17 +80,17 @@ class Pretrain(PolicyModule):
         return adamw(groups, self.optim, self.total_steps)
 
     def training_step(self, batch: GroundedBatch, batch_idx: int) -> Tensor:
-        """One minibatch of demonstrations with ground truth."""
-        demo = batch.demo
+        """One minibatch of demonstrations and views with ground truth."""
+        demo, acted = batch.demo, slice(batch.acted)
         features = cast(Any, self.policy).features(demo.observation, demo.action_tokens)
-        action_loss = token_cross_entropy(features.logits, demo.action_tokens)
+        action_loss = token_cross_entropy(features.logits[acted], demo.action_tokens[acted])
         position = self.position_head(features.hidden[:, 0].float())
-        position_loss = F.smooth_l1_loss(position, batch.position)
+        position_loss = F.smooth_l1_loss(position, batch.position, beta=PRECISION)
         logits = cells(self.segmentation_head(features.patches.float()), self.grid, self.cells)
         segmentation_loss = F.cross_entropy(
             logits, cell_labels(batch.segmentation), weight=torch.tensor(WEIGHTS, device=logits.device)
         )
-        distance = (features.logits.argmax(-1) - demo.action_tokens).abs().float()
+        distance = (features.logits[acted].argmax(-1) - demo.action_tokens[acted]).abs().float()
         g = self.grounding
         loss = action_loss + g.position_coef * position_loss + g.segmentation_coef * segmentation_loss
         measures = {

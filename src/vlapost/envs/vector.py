@@ -61,7 +61,7 @@ class SceneVector:
             raise ValueError(f"{len(episode_ids)} episode ids for {self.num_envs} scenes")
         self._done = torch.zeros(self.num_envs)
         self._start(self.scenes, episode_ids)
-        return self._observe()
+        return self.look()
 
     def restart(self, which: Tensor, episode_ids: Tensor) -> Observation:
         """Start other episodes, `[K]` ids, in the scenes `which` `[K]`, on CPU; the others stay where they are."""
@@ -88,7 +88,7 @@ class SceneVector:
         before, way = self._metrics(), self._way()
         metrics = self.step_blind(action)
         return Step(
-            observation=self._observe() if look else self._observation(),
+            observation=self.look() if look else self._observation(),
             reward=rules.reward(before, metrics) + self.approach_reward * (way - self._way()),
             metrics=metrics,
             truncated=bool((self._done >= self.steps).all()),
@@ -117,7 +117,8 @@ class SceneVector:
         for scene in self.scenes:
             scene.close()
 
-    def _observe(self) -> Observation:
+    def look(self) -> Observation:
+        """Draw the present."""
         images, labels = zip(*(scene.render_observation() for scene in self.scenes))
         self._images, self._labels = torch.cat(images), torch.cat(labels)
         return self._observation()

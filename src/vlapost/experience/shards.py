@@ -64,6 +64,7 @@ class DemoMeta:
     seed: int
     disturbed: float
     protocol: str = "v2"
+    views: int = 0  # above 0: no demonstrations, but so many pictures of each start, with actions that are zeros
     grounded: bool = True  # False: imported, so labels are empty and positions not numbers
 
 
