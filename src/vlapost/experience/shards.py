@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vlapost.config import UserError
 
-VERSION = 4  # 4: a swift lift; after a missed grasp the fingers open when they are up
+VERSION = 5  # 5: after a disturbance up to a certain height, not by a certain distance
 NAME = re.compile(r"shard-(\d{8})-(\d{8})-([0-9a-f]{16})\.arrow")
 SCHEMA = pa.schema(
     [

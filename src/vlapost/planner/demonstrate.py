@@ -22,7 +22,7 @@ from vlapost.planner.disturb import Spoilt, disturb
 from vlapost.planner.motion import ArmPlanner
 from vlapost.planner.planner import Situation, plan_carry, plan_demonstration
 
-RISE = 0.04  # metres straight up after a disturbance, before anything else
+SAFE = 0.12  # metres in the base frame: after a disturbance the gripper goes up there before anything else
 NO_PLAN = "screw plan failed"
 TOO_LONG = "longer than an episode"
 NOT_GRASPED = "not grasped"
@@ -91,14 +91,15 @@ def demonstrate(
 def _way_back(env: SceneVector, planner: ArmPlanner, spoilt: Spoilt) -> NDArray[np.float32] | None:
     """Actions that raise the controller's target to where it was before it was pushed down, and solve the task.
 
-    The fingers stay as they are until the gripper is up: down there a picture does not tell whether they hold anything,
-    and to open in doubt would be to drop what is held.
+    The fingers stay as they are until the gripper is at `SAFE`, where a lift ends too: below a picture does not tell
+    whether they hold anything, and to open in doubt would be to drop what is held. It is a place, not a distance: the
+    end of a rise must be seen in the picture, or a policy rises out of reach.
     """
     situation = situation_of(env.scenes[0])
     if spoilt.grasped or bool(env.scenes[0].progress.held):
         actions = plan_carry(planner, situation, spoilt.qpos)
     else:
-        actions = plan_demonstration(planner, replace(situation, qpos=spoilt.qpos), RISE, spoilt.fingers)
+        actions = plan_demonstration(planner, replace(situation, qpos=spoilt.qpos), SAFE, spoilt.fingers)
     return None if actions is None else np.concatenate([vertical_actions(spoilt.depth, spoilt.fingers), actions])
 
 

@@ -27,7 +27,8 @@ KINDS = ("lost", "grasped", "empty", "missed", "anywhere")
 SHARES = (0.1, 0.1, 0.25, 0.4, 0.15)
 BESIDE, RELEASED = 0.02, (0.02, 0.06)  # metres from the receptacle's middle, at most, and above it
 MISS = (0.01, 0.06)  # metres between a missed grasp and the right one
-# Share after which the controller's target is pushed down (always with the object grasped), and how far in metres.
+# Share after which the controller's target is pushed down (always with the object grasped, never where nothing is below
+# that would stop the gripper), and how far in metres.
 PRESSED, DEPTH = 0.5, (0.02, 0.10)
 LOW, HIGH = np.array([0.21, -0.07, 0.05]), np.array([0.40, 0.13, 0.22])  # box of gripper positions, base frame
 
@@ -61,7 +62,8 @@ def disturb(env: SceneVector, planner: ArmPlanner, situation: Situation, rng: np
     if planned is None:
         return None
     path, gripper = planned
-    depth = rng.uniform(*DEPTH) if kind == "grasped" or rng.random() < PRESSED else 0.0
+    pressed = kind == "grasped" or (kind != "anywhere" and rng.random() < PRESSED)
+    depth = rng.uniform(*DEPTH) if pressed else 0.0
     if kind == "grasped":
         closed = gripper.index(CLOSED) + 1
         path, gripper = path[: closed + 1], gripper[:closed]

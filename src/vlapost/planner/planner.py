@@ -45,16 +45,16 @@ class Situation:
 
 
 def plan_demonstration(
-    planner: ArmPlanner, situation: Situation, rise: float = 0.0, fingers: float = OPEN
+    planner: ArmPlanner, situation: Situation, height: float = 0.0, fingers: float = OPEN
 ) -> NDArray[np.float32] | None:
     """Actions `[T, 7]` that grasp the object from above and put it on the receptacle (paper, data collection).
 
     Approach 5 cm above, descend, close, lift 10 cm, carry, open. Every motion starts where the one before it was
     planned to end, so the sum of all actions is exactly the planned path. The first grasp rotation for which all
-    motions can be planned is taken; None if there is none. `rise`: metres to go straight up first, with `fingers` as
-    they are.
+    motions can be planned is taken; None if there is none. Below `height` (metres, base frame) the gripper first goes
+    straight up there, as swiftly as it lifts, with `fingers` as they are.
     """
-    planned = plan_path(planner, situation, rise, fingers)
+    planned = plan_path(planner, situation, height, fingers)
     return None if planned is None else path_actions(planner, *planned)
 
 
@@ -77,12 +77,13 @@ def path_actions(planner: ArmPlanner, path: FloatArray, gripper: list[float]) ->
 
 
 def plan_path(
-    planner: ArmPlanner, situation: Situation, rise: float = 0.0, fingers: float = OPEN
+    planner: ArmPlanner, situation: Situation, height: float = 0.0, fingers: float = OPEN
 ) -> tuple[FloatArray, list[float]] | None:
     """The same as joint positions `[n + 1, 8]`, the present ones first, and n gripper commands."""
     box = upright_box(situation.surface)
     position, present = planner.pose(situation.qpos)
-    up = planner.plan(situation.qpos, position + rise * UP, present) if rise else None
+    rise = max(0.0, height - position[2])
+    up = planner.plan(situation.qpos, position + rise * UP, present, SWIFT) if rise else None
     before = np.stack([situation.qpos, *up]) if up is not None else situation.qpos[None]
     for rotation in grasp_rotations(box, present):
         planned = _plan(planner, replace(situation, qpos=before[-1]), box, rotation)
