@@ -88,6 +88,19 @@ def test_written_settings_compare_equal_and_a_change_is_named() -> None:
     assert config.differences(config.load("base", ["seed=7"]), written) == ["seed: was 0, now 7"]
 
 
+def test_the_critics_lambda_follows_the_other_unless_set() -> None:
+    follows, own = "algorithm.gae_lambda=0.5", "algorithm.value_lambda=1"
+    c = config.load("ppo", [follows])
+    assert (c.algorithm.gae_lambda, c.algorithm.value_lambda) == (0.5, 0.5)
+    c = config.load("ppo", [follows, own])
+    assert (c.algorithm.gae_lambda, c.algorithm.value_lambda) == (0.5, 1.0)
+    now = config.to_yaml(config.load("ppo", [follows]))
+    older = now.replace("  value_lambda: 0.5\n", "")  # before there was the key
+    assert older != now
+    assert config.differences(config.load("ppo", [follows]), older) == []
+    assert config.differences(c, older) == ["algorithm.value_lambda: was 0.5, now 1.0"]
+
+
 def test_base_explains_every_key() -> None:
     keys = [text for text in (CONF / "base.yaml").read_text().splitlines() if ":" in text and text[0] != "#"]
     assert all("#" in text for text in keys if not text.rstrip().endswith(":"))
@@ -110,5 +123,5 @@ def test_a_wrong_key_stops_a_command_before_torch_loads(module: str) -> None:
 def test_a_name_of_several_words_is_what_differs_from_the_first() -> None:
     c, ppo = config.load("ppo_dimension"), config.load("ppo")
     a = c.algorithm
-    assert (a.ratio, a.clip, a.gamma, a.gae_lambda) == ("dimension", 0.1, 0.96, 0.85)
+    assert (a.ratio, a.clip, a.gamma, a.gae_lambda, a.value_lambda) == ("dimension", 0.1, 0.96, 0.85, 0.85)
     assert (c.optim, c.policy, c.experience, a.value_coef) == (ppo.optim, ppo.policy, ppo.experience, 0.1)

@@ -8,10 +8,10 @@ Paper Section 3.2 and Appendix A. What differs from the public code of the study
 * the policy loss has its written weight; there a broadcast multiplies it by seven (`algorithm.policy_coef=7`);
 * the recorded log-probability is that of the distribution sampled from; there sampling silently keeps the top 50.
 
-Variants are settings: `algorithm.gamma=1 algorithm.gae_lambda=1 algorithm.value_lambda=1` is PPO-ORZ, `policy.critic`
-says what the critic reads, `algorithm.ratio=dimension` clips each of the seven tokens by itself
-(conf/ppo_dimension.yaml), `experience.passes` are PPO's epochs, `algorithm.bootstrap_truncation=true` uses the value of
-the image after the last step, and `experience.schedule=[rollout,demos]` replays demonstrations beside the rollouts.
+Variants are settings: `algorithm.gamma=1 algorithm.gae_lambda=1` is PPO-ORZ, `policy.critic` says what the critic
+reads, `algorithm.ratio=dimension` clips each of the seven tokens by itself (conf/ppo_dimension.yaml),
+`experience.passes` are PPO's epochs, `algorithm.bootstrap_truncation=true` uses the value of the image after the last
+step, and `experience.schedule=[rollout,demos]` replays demonstrations beside the rollouts.
 """
 
 from __future__ import annotations
