@@ -63,6 +63,14 @@ def test_cells_share_a_warm_up_where_its_settings_are_the_same(monkeypatch: pyte
         planned(monkeypatch, tmp_path, ["11", "seeds=[0]", "optim.lr=1"])
 
 
+def test_a_study_keeps_its_warm_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = planned(monkeypatch, tmp_path, ["11", "seeds=[0]"])
+    others = ["demos.workers=5", "evaluation.workers=1", "evaluation.videos=1", "trainer.video_episodes=0"]
+    assert planned(monkeypatch, tmp_path, ["11", "seeds=[0]", *others]) == first
+    with pytest.raises(UserError, match=r"other settings.*policy\.adapter"):
+        planned(monkeypatch, tmp_path, ["11", "seeds=[0]", "sft.trainer.iterations=5"])
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

@@ -2,8 +2,8 @@
 
 conf/study/<FIG>.yaml names the cells of the grid and how each differs; every cell is trained with every seed, from a
 warm-up that all cells with the same warm-up settings share, and is evaluated on the held-out episodes. What is finished
-is skipped, so the same command continues an interrupted study. Overrides go to all cells, where those of a recipe go;
-`seeds=[0]` takes fewer seeds.
+is skipped, so the same command continues an interrupted study; it keeps the settings it was started with. Overrides go
+to all cells, where those of a recipe go; `seeds=[0]` takes fewer seeds.
 
 Writes lightning_logs/study-<FIG>/: a folder per cell and seed, study.json and study.png.
 """
@@ -110,7 +110,8 @@ def plan(folder: Path, name: str, cell: Cell, seed: int, words: list[str]) -> tu
     stages, start = [], ""
     if cell.warm_up:
         warm = config.load("sft", [*warm_up_words, "run=study-warm-up"])
-        digest = hashlib.sha256(config.to_yaml(warm).encode()).hexdigest()[:8]
+        settings = [d for d in config.differences(warm, "{}") if not d.startswith(MAY_CHANGE)]
+        digest = hashlib.sha256("; ".join(settings).encode()).hexdigest()[:8]
         warm = replace(warm, run=f"study-warm-up/{digest}")
         at = ROOT / "lightning_logs" / warm.run
         start = str((at / "sft/adapter").relative_to(ROOT))
@@ -118,8 +119,9 @@ def plan(folder: Path, name: str, cell: Cell, seed: int, words: list[str]) -> tu
             demonstrations(warm, at / "demos.json"),
             (f"warm-up {digest}", at / "sft/adapter", training("sft", *warm_up_words, f"run={warm.run}")),
         ]
-    claim(place, cfg, MAY_CHANGE)
+        claim(at, warm, MAY_CHANGE)
     train_words = [*own, f"run={run_name}", *([f"policy.adapter={start}"] if start else [])]
+    claim(place, config.load(cell.conf, train_words), MAY_CHANGE)
     stages += [
         (label, one.folder / "adapter", training(cell.conf, *train_words)),
         (f"evaluate {label}", one.report, evaluation(base, one.folder / "adapter", one.report.parent)),
