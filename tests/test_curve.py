@@ -58,10 +58,16 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         curve.run([*words, "sft.optim.lr=2e-3"])
 
 
-@pytest.mark.parametrize("word", ["trainer.snapshot_every=0", "env.id=PutOnReceptacleInWorld-v1"])
-def test_a_curve_that_cannot_be_drawn_is_refused_before_training(word: str) -> None:
+@pytest.mark.parametrize(
+    "word", ["trainer.snapshot_every=0", "env.id=PutOnReceptacleInWorld-v1", "optim.batch_size=100"]
+)
+def test_a_curve_that_cannot_be_drawn_is_refused_before_training(
+    word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(curve, "ROOT", tmp_path)
     with pytest.raises(UserError):
         curve.run([word])
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_score_finds_its_place_in_the_curve(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyEvaluation,
 from vlapost.experience.augment import augment, repaint
 from vlapost.experience.buffer import DemoBatches, Minibatches, rejudge, seeded, shuffled
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
-from vlapost.experience.datamodule import ExperienceModule, check_batches, explained_variance, to_go
+from vlapost.experience.datamodule import ExperienceModule, explained_variance, to_go
+from vlapost.experience.sizes import check_batches
 
 T, E = 4, 3
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vlapost.config import ROOT
+from vlapost import recipe
+from vlapost.config import ROOT, UserError
 from vlapost.train import newest_checkpoint
 
 WORDS = [
@@ -119,3 +120,28 @@ def test_killed_and_continued(root: Path) -> None:
     )  # fmt: skip
     assert third.returncode == 2
     assert "started with other settings (seed: was 0, now 1)" in third.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "mended", "sentence"),
+    [
+        ("optim.batch_size=100", "optim.batch_size=40", r"optim\.batch_size=100 .* must divide it"),
+        ("trainer.devices=20", "trainer.devices=2", r"trainer\.eval_episodes of sft is 16; 20 processes"),
+    ],
+)
+def test_sizes_that_do_not_fit_leave_no_trace(
+    word: str, mended: str, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class ReachedError(Exception):
+        pass
+
+    def perform(folder: Path, stages: list[recipe.Stage]) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr(recipe, "ROOT", tmp_path)
+    monkeypatch.setattr(recipe, "perform", perform)
+    with pytest.raises(UserError, match=sentence):
+        recipe.run(["ppo", word])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ReachedError):
+        recipe.run(["ppo", mended])

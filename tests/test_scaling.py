@@ -75,6 +75,7 @@ def test_the_default_grid_and_larger_ones(grid) -> None:
         (["demos.parts=2"], "demos.parts is 2, but only 'make demos' collects in parts"), (["ppo"], "'ppo'"),
         (["curve=nowhere.json"], "nowhere.json is no curve"), (["sise=[1]"], "sise"),
         (["env.id=PutOnReceptacleInWorld-v1", "env.obj_set=train"], "'test'"),
+        (["trainer.devices=3", "trainer.eval_episodes=2"], "trainer.eval_episodes of sft is 2; 3 processes"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(grid, words: list[str], part: str) -> None:

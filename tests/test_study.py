@@ -30,7 +30,7 @@ def test_the_figures_of_the_paper_are_there() -> None:
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_every_cell_is_a_valid_run_of_its_own(figure: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vlapost.experience.datamodule import check_batches
+    from vlapost.experience.sizes import check_batches
 
     grid = study.load(figure, [])
     products = planned(monkeypatch, tmp_path, [figure])
@@ -42,7 +42,7 @@ def test_every_cell_is_a_valid_run_of_its_own(figure: str, monkeypatch: pytest.M
         cfg = config.load(cell.conf, [*grid.words, *cell.words])
         check_batches(cfg, 80)
         settings.append(config.to_yaml(cfg) + str(cell.warm_up))
-        _, stages = study.plan(tmp_path / "lightning_logs/x", name, cell, 0, grid.words)
+        _, stages, _ = study.plan(tmp_path / "lightning_logs/x", name, cell, 0, grid.words)
         trainings = [stage[2] for stage in stages if stage[1].name == "adapter"]
         for work in trainings:  # their words can be read
             (words,) = (c.cell_contents for c in work.__closure__ if isinstance(c.cell_contents, tuple))
@@ -61,6 +61,12 @@ def test_cells_share_a_warm_up_where_its_settings_are_the_same(monkeypatch: pyte
     assert warm_ups(["5a", "seeds=[0]"]) == 1  # one cell starts from the base
     with pytest.raises(UserError, match=r"other settings.*optim\.lr"):
         planned(monkeypatch, tmp_path, ["11", "seeds=[0]", "optim.lr=1"])
+
+
+def test_sizes_that_do_not_fit_in_one_cell_leave_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="whole pairs"):  # TPO, the last
+        planned(monkeypatch, tmp_path, ["3b", "seeds=[0]", "optim.accumulate=1"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_study_keeps_its_warm_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

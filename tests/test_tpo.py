@@ -187,7 +187,7 @@ def test_measures():
 
 def test_sizes_that_do_not_fit_are_named():
     from vlapost.config import UserError
-    from vlapost.experience.datamodule import check_batches
+    from vlapost.experience.sizes import check_batches
 
     for words, part in (
         (["experience.same_start=1"], "same_start is 1"),

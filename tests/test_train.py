@@ -315,6 +315,13 @@ def test_a_run_keeps_its_settings(tiny: Path, tmp_path: Path):
         train.claim(tmp_path, settings("ppo", [*PPO, "optim.lr=0.5"], tiny, 1))
 
 
+def test_sizes_that_do_not_fit_are_said_before_a_run_is_claimed(tiny: Path, tmp_path: Path):
+    for words in (["optim.batch_size=100"], ["trainer.eval_every=1", "trainer.eval_episodes=1", "trainer.devices=2"]):
+        with pytest.raises(UserError, match=r"must divide it|trainer\.eval_episodes of ppo is 1; 2 processes"):
+            train.train(settings("ppo", [*PPO, *words], tiny, 1), tmp_path / "ppo")
+    assert not list(tmp_path.iterdir())
+
+
 def test_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path):
     assert train.newest_checkpoint(tmp_path) is None
     for number in (3, 4):

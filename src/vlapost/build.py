@@ -27,8 +27,9 @@ from vlapost.evaluation.episodes import run_episodes
 from vlapost.evaluation.summary import METRICS
 from vlapost.experience.augment import augment
 from vlapost.experience.buffer import Cut, paired, shuffled
-from vlapost.experience.datamodule import DemoFeed, ExperienceModule, samples
+from vlapost.experience.datamodule import DemoFeed, ExperienceModule
 from vlapost.experience.demos import DemoDataset
+from vlapost.experience.sizes import samples
 from vlapost.planner.actor import PlannerActor
 from vlapost.policies.hub import locate
 from vlapost.policies.load import load_policy

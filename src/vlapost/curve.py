@@ -19,7 +19,7 @@ from vlapost.evaluation.charts import learning_curve, panels, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, split_words, training
 from vlapost.scaling import cell, evaluations, report, sets_of
-from vlapost.train import claim, processes
+from vlapost.train import check, claim, processes
 
 STEPS = 400_000
 SNAPSHOT = 10  # iterations
@@ -42,6 +42,7 @@ def run(argv: list[str]) -> None:
     sets = sets_of(base)
     folder = ROOT / "lightning_logs" / cfg.run
     collected = demonstrations(warmup, folder / "demos.json")
+    check(cfg, warmup)
     for part, settings in ((folder, cfg), (folder / "sft", warmup), (folder / "evaluation", base)):
         claim(part, settings, MAY_CHANGE)
 
@@ -67,7 +68,7 @@ def run(argv: list[str]) -> None:
 def steps_per_iteration(cfg: Config) -> int:
     """Environment steps of one iteration of rollouts, all processes together."""
     from vlapost.envs.setups import setup_of
-    from vlapost.experience.datamodule import samples
+    from vlapost.experience.sizes import samples
 
     return samples(cfg, setup_of(cfg.env).task.steps) * processes(cfg)[1]
 

@@ -50,7 +50,7 @@ def of(c: Config) -> Needs:
     import torch
 
     from vlapost.envs.setups import setup_of
-    from vlapost.experience.datamodule import samples
+    from vlapost.experience.sizes import samples
     from vlapost.policies.checkpoint import empty_network, read_config
     from vlapost.policies.files import stored_model
     from vlapost.policies.memory import needs

@@ -18,7 +18,7 @@ from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.recipe import measured
-from vlapost.train import claim, fit
+from vlapost.train import check, claim, fit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ def run(argv: list[str]) -> None:
     cfg = config.load(name, overrides)
     collect_demos.refuse_parts(cfg)
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
+    check(cfg)
     claim(folder, cfg)
     if "LOCAL_RANK" in os.environ:
         cli.end_with_parent()

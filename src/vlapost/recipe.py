@@ -28,7 +28,7 @@ from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, EnvConfig, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
-from vlapost.train import COLLECTING, claim
+from vlapost.train import COLLECTING, check, claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
 MAY_CHANGE = ("trainer.video_episodes", *COLLECTING, "evaluation.workers", "evaluation.videos", "generalization.")
@@ -51,6 +51,7 @@ def run(argv: list[str]) -> None:
 
     folder = ROOT / "lightning_logs" / cfg.run
     collected = demonstrations(warmup_cfg, folder / "demos.json")
+    check(cfg, warmup_cfg)
     for part, settings in ((folder, cfg), (folder / "sft", warmup_cfg), (folder / "evaluation", base)):
         claim(part, settings, MAY_CHANGE)
     rl = cfg.algorithm.name

@@ -30,7 +30,7 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation import charts
 from vlapost.evaluation.summary import METRICS, percent, pool, write_json
 from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, evaluation, perform, series, split_words, training
-from vlapost.train import claim
+from vlapost.train import check, claim
 
 FEWEST, GROWTH = 140, 0.62  # N demonstrations are trained on (N / 140)^0.62 times as long
 CHECKS = 8  # looks at the held-out loss during a cell
@@ -58,6 +58,7 @@ def run(argv: list[str]) -> None:
     sets = sets_of(cfg)
     rl = learning_curve_of(grid.curve, sets) if grid.curve else {}
     folder = ROOT / "lightning_logs" / cfg.run
+    check(cfg)
     stages: list[Stage] = [demonstrations(cfg, folder / f"demos-{cfg.demos.episodes}.json")]
     for size in grid.sizes:
         for seed in grid.seeds:

@@ -23,11 +23,11 @@ from rich.table import Table
 from yaml import YAMLError
 
 from vlapost import cli, config
-from vlapost.config import CONF, ROOT, UserError
+from vlapost.config import CONF, ROOT, Config, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, evaluation, perform, rollout_curve, split_words, training
-from vlapost.train import claim
+from vlapost.train import check, claim
 
 
 @dataclass
@@ -66,12 +66,17 @@ def run(argv: list[str]) -> None:
     words = [*study.words, *(w for w in words if not w.startswith("seeds="))]
     folder = ROOT / "lightning_logs" / f"study-{figure}"
     stages: dict[str, Stage] = {}  # by product: a warm-up that cells share is one stage
+    claims: dict[Path, Config] = {}
     runs = []
     for name, cell in study.cells.items():
         for seed in study.seeds:
-            one, its_stages = plan(folder, name, cell, seed, words)
+            one, its_stages, its_claims = plan(folder, name, cell, seed, words)
             runs.append(one)
             stages |= {str(stage[1]): stage for stage in its_stages}
+            claims |= its_claims
+    check(*claims.values())
+    for place, cfg in claims.items():
+        claim(place, cfg, MAY_CHANGE)
     perform(folder, list(stages.values()))
     draw(folder, study, runs)
 
@@ -96,37 +101,39 @@ def load(figure: str, overrides: list[str]) -> Study:
     return study
 
 
-def plan(folder: Path, name: str, cell: Cell, seed: int, words: list[str]) -> tuple[Run, list[Stage]]:
-    """A cell with a seed and the stages that make it."""
+def plan(
+    folder: Path, name: str, cell: Cell, seed: int, words: list[str]
+) -> tuple[Run, list[Stage], dict[Path, Config]]:
+    """A cell with a seed, the stages that make it, and the folders they claim with their settings."""
     label = f"{name}, seed {seed}"
     run_name = f"{folder.name}/{name.replace(' ', '-')}-seed{seed}"
     words = [*words, *cell.words, f"seed={seed}"]
     own = [w for w in words if not w.startswith("sft.")]
-    cfg = config.load(cell.conf, [*own, f"run={run_name}"])
     shared, warm_up_words = split_words(words, run_name)
     base = config.load("base", [*shared, "evaluation.videos=0"])
     place = ROOT / "lightning_logs" / run_name
-    one = Run(name, seed, place / cfg.algorithm.name, place / "evaluation/report.json")
-    stages, start = [], ""
+    stages: list[Stage] = []
+    claims: dict[Path, Config] = {}
+    train_words = [*own, f"run={run_name}"]
     if cell.warm_up:
         warm = config.load("sft", [*warm_up_words, "run=study-warm-up"])
         settings = [d for d in config.differences(warm, "{}") if not d.startswith(MAY_CHANGE)]
         digest = hashlib.sha256("; ".join(settings).encode()).hexdigest()[:8]
         warm = replace(warm, run=f"study-warm-up/{digest}")
         at = ROOT / "lightning_logs" / warm.run
-        start = str((at / "sft/adapter").relative_to(ROOT))
+        claims[at] = warm
+        train_words.append(f"policy.adapter={(at / 'sft/adapter').relative_to(ROOT)}")
         stages = [
             demonstrations(warm, at / "demos.json"),
             (f"warm-up {digest}", at / "sft/adapter", training("sft", *warm_up_words, f"run={warm.run}")),
         ]
-        claim(at, warm, MAY_CHANGE)
-    train_words = [*own, f"run={run_name}", *([f"policy.adapter={start}"] if start else [])]
-    claim(place, config.load(cell.conf, train_words), MAY_CHANGE)
+    claims[place] = cfg = config.load(cell.conf, train_words)
+    one = Run(name, seed, place / cfg.algorithm.name, place / "evaluation/report.json")
     stages += [
         (label, one.folder / "adapter", training(cell.conf, *train_words)),
         (f"evaluate {label}", one.report, evaluation(base, one.folder / "adapter", one.report.parent)),
     ]
-    return one, stages
+    return one, stages, claims
 
 
 def draw(folder: Path, study: Study, runs: list[Run]) -> None:

@@ -57,6 +57,7 @@ def run(argv: list[str]) -> None:
 
 def train(cfg: Config, folder: Path) -> None:
     """Run a stage to its end, from its newest checkpoint if there is one."""
+    check(cfg)
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
     at_its_end = checkpoint is not None and (cfg.trainer.patience or iterations(checkpoint) >= cfg.trainer.iterations)
@@ -92,11 +93,7 @@ def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule)
 
 
 def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
-    """Lightning's Trainer: one epoch is one iteration; two newest checkpoints are kept.
-
-    Raises:
-        UserError: fewer episodes to evaluate than processes.
-    """
+    """Lightning's Trainer: one epoch is one iteration; two newest checkpoints are kept."""
     import lightning as L
     import torch
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -114,8 +111,6 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     t = cfg.trainer
     gpus, devices = processes(cfg)
-    if t.eval_every and 0 < t.eval_episodes < devices:
-        raise UserError(f"trainer.eval_episodes is {t.eval_episodes}; {devices} processes need one each at least.")
     if not gpus:
         torch.set_num_threads(1)  # a second thread gains 1.2x at best, a second process nearly 2x
         torch.set_float32_matmul_precision(t.matmul)
@@ -167,6 +162,19 @@ def processes(cfg: Config) -> tuple[int, int]:
 
     gpus = 0 if cfg.trainer.accelerator == "cpu" else torch.cuda.device_count()
     return gpus, cfg.trainer.devices or gpus or min(2, os.cpu_count() or 1)
+
+
+def check(*settings: Config) -> None:
+    """Refuse sizes that do not fit, those of all trainings of a command before a folder is claimed for one.
+
+    Raises:
+        UserError: minibatches that do not divide a rollout, or fewer episodes to evaluate than processes.
+    """
+    from vlapost.envs.setups import setup_of
+    from vlapost.experience.sizes import check_sizes
+
+    for cfg in settings:
+        check_sizes(cfg, setup_of(cfg.env).task.steps, processes(cfg)[1])
 
 
 def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -> None:

@@ -16,10 +16,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from vlapost.config import Config, UserError
+from vlapost.config import Config
 from vlapost.contracts import DemoBatch, EpisodeBatch, GroundedBatch, Policy, Rollout, VectorEnv
 from vlapost.experience.buffer import Cut, DemoBatches, Minibatches, rejudge, seeded
 from vlapost.experience.collect import Stopwatch, collect
+from vlapost.experience.sizes import episodes, samples
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,6 @@ class ExperienceModule(L.LightningDataModule):
         c = self.config
         if "demos" in c.experience.schedule:
             self.demos = self.open_demos()
-        if "rollout" in c.experience.schedule:
-            check_batches(c, self.simulation.steps)
         if "rollout" in c.experience.schedule or (c.trainer.eval_every and c.trainer.eval_episodes):
             self.env = self.simulation.make()
 
@@ -214,36 +213,3 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     """
     spread = target.var()
     return float(1 - (target - value).var() / spread) if spread > 0 else 0.0
-
-
-def episodes(config: Config) -> int:
-    """Episodes of one rollout and process: scenes x rounds."""
-    return config.env.num_envs * config.experience.rounds
-
-
-def samples(config: Config, steps: int) -> int:
-    """Samples of one rollout and process: control steps of an episode x episodes."""
-    return steps * episodes(config)
-
-
-def check_batches(config: Config, steps: int) -> None:
-    """Whole minibatches and whole accumulation windows, or a sentence that says which numbers do not fit."""
-    total, batch, accumulate = samples(config, steps), config.optim.batch_size, config.optim.accumulate
-    if total % batch or (total // batch) % accumulate:
-        raise UserError(
-            f"A rollout has {total} samples per process ({steps} steps x env.num_envs={config.env.num_envs} x "
-            f"experience.rounds={config.experience.rounds}); optim.batch_size={batch} x "
-            f"optim.accumulate={accumulate} must divide it."
-        )
-    name, same = config.algorithm.name, config.experience.same_start
-    grouped = name == "tpo" or (name == "grpo" and config.algorithm.advantage == "group")
-    if grouped and (same < 2 or episodes(config) % same):
-        raise UserError(
-            f"experience.same_start is {same}; to compare episodes from the same start it must be 2 or more and divide "
-            f"the {episodes(config)} episodes of a process (env.num_envs x experience.rounds)."
-        )
-    if name == "tpo" and batch * accumulate % (2 * steps):
-        raise UserError(
-            f"optim.batch_size={batch} x optim.accumulate={accumulate} is one update of TPO and must be whole pairs of "
-            f"episodes, a multiple of {2 * steps} samples."
-        )
