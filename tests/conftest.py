@@ -48,6 +48,6 @@ def lowering_pays(env: SceneVector, monkeypatch: pytest.MonkeyPatch) -> None:
     An untrained policy never earns a reward of the benchmark, so that nothing could be learned.
     """
     step = type(env).step
-    monkeypatch.setattr(env, "step", lambda action: replace(step(env, action), reward=-10 * action[:, 2]))
+    monkeypatch.setattr(env, "step", lambda action, look=True: replace(step(env, action), reward=-10 * action[:, 2]))
     monkeypatch.setattr("vlapost.build.make_env", lambda cfg: env)
     monkeypatch.setattr(env, "close", lambda: None)

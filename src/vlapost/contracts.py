@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -94,8 +94,7 @@ class PolicyOutput:
 
     action_tokens: `[B, A]` int64 in 0..255, the bin index of each action dimension, counted from the LOWEST value
         (bin 0 is -1, bin 255 is +1; the vocabulary id is `31999 - bin`).
-    logprob: `[B, A]` float32, log-probability of each token under the distribution it was drawn from; their sum is
-        that of the action.
+    logprob: `[B, A]` float32, of each token under the distribution it was drawn from; the action's is their sum.
     value: `[B]` float32, the critic's estimate; zeros where the policy has no critic.
     """
 
@@ -126,8 +125,7 @@ class Rollout:
     action_tokens: `[T, E, A]` int64. logprob: `[T, E, A]` float32. value, reward: `[T, E]` float32.
     done: `[T, E]` bool, an episode ended with this step. last_value: `[E]` float32, the critic's estimate after step T.
     metrics: the measures of each episode at its end, or where it was cut. episode_id: `[E]` int64, of the first ones.
-    patches: `[T, E, P, Dv]` features of the images, where the image encoder is frozen.
-    state: `[T, E, STATE_DIM]`, that of the observations.
+    patches: `[T, E, P, Dv]`, state: `[T, E, STATE_DIM]`, those of the observations.
     """
 
     image: Tensor
@@ -148,8 +146,7 @@ class Rollout:
 class RolloutBatch:
     """A minibatch of on-policy samples.
 
-    action_tokens: `[B, A]`. logprob: `[B, A]` float32. value, advantage, return_: `[B]` float32. All of the behaviour
-    policy.
+    Of the behaviour policy: action_tokens `[B, A]`, logprob `[B, A]` and value, advantage, return_ `[B]` float32.
     """
 
     observation: Observation
@@ -187,11 +184,7 @@ class DemoBatch:
 
     def to(self, device: torch.device | str) -> DemoBatch:
         """Move every tensor."""
-        return replace(
-            self,
-            observation=self.observation.to(device),
-            action_tokens=self.action_tokens.to(device, non_blocking=True),
-        )
+        return DemoBatch(self.observation.to(device), self.action_tokens.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
