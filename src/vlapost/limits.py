@@ -11,12 +11,21 @@ AT_LEAST_ONE = (
     "demos.shard_attempts", "demos.parts",
     "experience.demo_steps", "experience.rounds", "experience.passes", "experience.same_start",
     "optim.batch_size", "optim.accumulate", "trainer.iterations", "evaluation.episodes", "evaluation.workers",
-    "generalization.seeds",
+    "generalization.seeds", "grounding.starts", "grounding.views", "grounding.batch_size",
 )  # fmt: skip
 AT_LEAST_ZERO = (
-    "demos.held_out", "experience.approach_reward", "algorithm.soft_targets", "trainer.patience",
-    "trainer.eval_episodes", "evaluation.videos", "evaluation.temperature",
+    "seed", "demos.seed", "demos.views", "demos.held_out", "demos.min_translation", "demos.min_rotation",
+    "experience.approach_reward", "algorithm.soft_targets", "algorithm.policy_coef", "algorithm.value_coef",
+    "algorithm.imitation_coef", "algorithm.target_kl",
+    "optim.lr", "optim.value_lr", "optim.weight_decay", "optim.grad_clip", "optim.warmup_steps",
+    "trainer.devices", "trainer.eval_every", "trainer.eval_episodes", "trainer.video_episodes", "trainer.patience",
+    "evaluation.videos", "evaluation.temperature", "grounding.position_coef", "grounding.segmentation_coef",
 )  # fmt: skip
+ABOVE_ZERO = (
+    "policy.lora_alpha", "experience.temperature", "algorithm.clip", "algorithm.value_clip", "algorithm.huber_delta",
+    "algorithm.beta",
+)  # fmt: skip
+SHARES = ("demos.disturbed", "algorithm.gamma", "algorithm.gae_lambda", "algorithm.value_lambda")
 ONE_OF = {
     "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),
     "algorithm.name": ("sft", "ppo", "grpo", "tpo", "pretrain"),
@@ -42,8 +51,14 @@ def check_values(config: Config) -> None:
         UserError: the sentence names key, value and what is allowed.
     """
     for key in (*AT_LEAST_ONE, *AT_LEAST_ZERO):
-        if (value := attrgetter(key)(config)) < (least := int(key in AT_LEAST_ONE)):
+        if not (value := attrgetter(key)(config)) >= (least := int(key in AT_LEAST_ONE)):  # NaN is refused too
             raise UserError(f"{key} is {value}; it must be {least} or more.")
+    for key in ABOVE_ZERO:
+        if not (value := attrgetter(key)(config)) > 0:
+            raise UserError(f"{key} is {value}; it must be above 0.")
+    for key in SHARES:
+        if not 0 <= (value := attrgetter(key)(config)) <= 1:
+            raise UserError(f"{key} is {value}; it must be between 0 and 1.")
     for key, allowed in ONE_OF.items():
         if (value := attrgetter(key)(config)) not in allowed:
             raise UserError(f"{key} is '{value}'; it must be {', '.join(map(str, allowed[:-1]))} or {allowed[-1]}.")
@@ -51,8 +66,6 @@ def check_values(config: Config) -> None:
         raise UserError(f"evaluation.actor is '{e.actor}'; it must be policy, planner, random or module:function.")
     if not 0 <= e.top_k <= 256:
         raise UserError(f"evaluation.top_k is {e.top_k}; it must be between 0 and 256, the number of action bins.")
-    if config.experience.temperature <= 0:
-        raise UserError(f"experience.temperature is {config.experience.temperature}; it must be above 0.")
     if config.trainer.snapshot_every and (config.trainer.snapshot_every < 0 or config.algorithm.name == "pretrain"):
         raise UserError(
             f"trainer.snapshot_every is {config.trainer.snapshot_every}; it must be 0 or more, and 0 in pretraining."
@@ -77,8 +90,6 @@ def check_values(config: Config) -> None:
         raise UserError("experience.end_at_success draws new starts as it goes; set experience.same_start to 1.")
     if config.experience.end_at_success and config.algorithm.bootstrap_truncation:
         raise UserError("experience.end_at_success cuts episodes itself; set algorithm.bootstrap_truncation to false.")
-    if config.algorithm.beta <= 0:
-        raise UserError(f"algorithm.beta is {config.algorithm.beta}; it must be above 0.")
     if name == "pretrain" and config.demos.held_out:
         raise UserError(f"demos.held_out is {config.demos.held_out}, but pretraining keeps none back; leave it 0.")
     watched = config.demos.held_out and config.trainer.eval_every and "demos" in schedule
@@ -98,8 +109,6 @@ def check_values(config: Config) -> None:
         )
     if not config.experience.schedule:
         raise UserError("experience.schedule is empty; it must name rollout, demos or both.")
-    if not 0 <= config.demos.disturbed <= 1:
-        raise UserError(f"demos.disturbed is {config.demos.disturbed}; it is a share and must be between 0 and 1.")
     for source in config.experience.schedule:
         if source not in ("rollout", "demos"):
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")
