@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlapost import config, train
 from vlapost.algorithms.base import PolicyModule
@@ -189,8 +190,6 @@ def test_first_minibatch_has_ratio_one(tiny: Path):
 @pytest.mark.sim
 @pytest.mark.usefixtures("lowering_pays")
 def test_critic_learns_and_videos_and_scalars_are_written(tiny: Path, tmp_path: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     words = [*PPO, "trainer.eval_every=1", "trainer.eval_episodes=2", "trainer.video_episodes=1"]
     fit(settings("ppo", words, tiny, 1), tmp_path / "ppo")
     events = EventAccumulator(str(tmp_path / "ppo")).Reload()

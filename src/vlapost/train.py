@@ -98,6 +98,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     import torch
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.strategies import DDPStrategy
 
     from vlapost.callbacks.checkpoints import SafeCheckpoints
     from vlapost.callbacks.progress import Progress
@@ -123,7 +124,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     return L.Trainer(
         accelerator="gpu" if gpus else "cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=DDPStrategy(forward_sync_buffers=False) if devices > 1 else "auto",  # buffers never change
         precision="32-true",  # trainer.precision is that of the frozen base; adapters and RL scalars stay float32
         max_epochs=t.iterations,
         accumulate_grad_batches=cfg.optim.accumulate,

@@ -57,7 +57,8 @@ class PolicyModule(L.LightningModule):
             logits = cast(Any, self.policy).action_logits(batch.observation, batch.action_tokens)
             means = {"demo_loss": token_cross_entropy(logits, batch.action_tokens)}
         values = {f"val/{name}": value for name, value in means.items()}
-        self.log_dict(values, on_epoch=True, sync_dist=True, batch_size=len(batch), add_dataloader_idx=False)
+        size: Any = float(len(batch))  # Lightning would round the mean over processes of a whole number
+        self.log_dict(values, on_epoch=True, sync_dist=True, batch_size=size, add_dataloader_idx=False)
 
     def on_train_epoch_start(self) -> None:
         """New samples: updates are allowed again."""

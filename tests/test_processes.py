@@ -1,0 +1,48 @@
+"""What two processes work out together, without a simulator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TRAIN = """
+import sys
+from pathlib import Path
+
+from test_train import build_experience, build_module, build_policy, noise_feed, settings, train
+
+tiny, folder, *words = sys.argv[1:]
+cfg = settings("sft", words, Path(tiny), 1)
+policy = build_policy(cfg)
+module = build_module(cfg, policy)
+train.fit(cfg, Path(folder), module, build_experience(cfg, policy, module, lambda: noise_feed(cfg, policy)))
+"""
+
+
+def test_processes_may_have_unequally_many_minibatches_to_look_at(tiny: Path, tmp_path: Path):
+    """Three held-out samples, two in the first process and one in the other; at rate 0 their loss is known."""
+    from test_train import build_policy, noise_feed, settings
+    from vlapost.algorithms.base import token_cross_entropy
+
+    words = ["trainer.devices=2", "trainer.accelerator=cpu", "optim.batch_size=1", "experience.demo_steps=2"]
+    words = [*words, "demos.held_out=3", "trainer.eval_every=1", "trainer.eval_episodes=0", "optim.lr=0"]
+    (tmp_path / "two.py").write_text(TRAIN)
+    child = subprocess.run(
+        [sys.executable, tmp_path / "two.py", tiny, tmp_path / "sft", *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    cfg = settings("sft", words, tiny, 1)
+    policy = build_policy(cfg)
+    batch = noise_feed(cfg, policy).make(torch.arange(9, 12), None)
+    with torch.no_grad():
+        loss = token_cross_entropy(policy.action_logits(batch.observation, batch.action_tokens), batch.action_tokens)  # type: ignore[union-attr]
+    events = EventAccumulator(str(tmp_path / "sft")).Reload()
+    assert events.Scalars("val/demo_loss")[0].value == pytest.approx(float(loss), rel=1e-5)
