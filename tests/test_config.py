@@ -52,6 +52,8 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("grpo", ["experience.schedule=[rollout,demos]"], ["experience.schedule", "GRPO"]),
         ("sft", ["experience.schedule=[rollout]"], ["experience.schedule", "demonstrations"]),
         ("tpo", ["experience.rejudge=true"], ["experience.rejudge", "TPO"]),
+        ("tpo", ["algorithm.entropy_coef=0.01"], ["algorithm.entropy_coef is 0.01", "TPO"]),
+        ("tpo", ["algorithm.target_kl=0.1"], ["algorithm.target_kl is 0.1", "TPO"]),
         ("ppo", ["policy.critic=separate", "policy.quantize=int8"], ["policy.critic", "int8"]),
         ("tpo", ["algorithm.beta=0"], ["algorithm.beta", "above 0"]),
         ("sft", ["algorithm.soft_targets=-1"], ["algorithm.soft_targets", "0 or more"]),

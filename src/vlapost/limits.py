@@ -82,6 +82,9 @@ def check_values(config: Config) -> None:
         raise UserError(f"experience.schedule names 'rollout', but {name} learns from demonstrations alone.")
     if name == "tpo" and config.experience.rejudge:
         raise UserError("experience.rejudge is true, but TPO works its log-probabilities out itself; set it to false.")
+    for key in ("entropy_coef", "target_kl"):
+        if name == "tpo" and (value := getattr(config.algorithm, key)):
+            raise UserError(f"algorithm.{key} is {value}, which TPO does not use; set it to 0.")
     if critic == "separate" and config.policy.quantize == "int8":
         raise UserError("policy.critic=separate cannot share weights of policy.quantize=int8; use nf4 or none.")
     if config.experience.end_at_success and (name != "ppo" or config.env.backend == "gpu"):
