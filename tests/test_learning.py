@@ -18,6 +18,8 @@ from vlapost import config, train
 from vlapost.build import build_experience, build_module, build_policy
 from vlapost.config import Config
 from vlapost.contracts import DemoBatch, Metrics, Observation, Rollout, Step
+from vlapost.experience.buffer import seeded
+from vlapost.experience.collect import Stopwatch, collect
 from vlapost.experience.datamodule import DemoFeed
 from vlapost.policies.policy import OpenVLAPolicy
 
@@ -60,18 +62,23 @@ def shown(heights: list[int]) -> DemoFeed:
     )
 
 
+def share(rollout: Rollout, policy: OpenVLAPolicy) -> float:
+    """Mean return as a share of what can be earned."""
+    most = -10 * EightLooks.steps * float(policy.decode(torch.full((1, 7), LOWEST))[0, 2])
+    return float(rollout.reward.sum(0).mean()) / most
+
+
 def returns(cfg: Config, policy: OpenVLAPolicy, folder: Path, feed: DemoFeed | None = None) -> list[float]:
-    """Mean return of the rollouts of every iteration, trained on the way, as a share of what can be earned."""
+    """Those of the rollouts of every iteration, trained on the way."""
     module = build_module(cfg, policy)
     data = build_experience(cfg, policy, module, lambda: feed or pytest.fail("no demonstrations"))
     data.simulation.steps = EightLooks.steps
-    most = -10 * EightLooks.steps * float(policy.decode(torch.full((1, 7), LOWEST))[0, 2])
     found: list[float] = []
     rollout_of: Callable[[torch.Generator], Rollout] = data._rollout
 
     def rollout(generator: torch.Generator) -> Rollout:
         rollout = rollout_of(generator)
-        found.append(float(rollout.reward.sum(0).mean()) / most)
+        found.append(share(rollout, policy))
         return rollout
 
     data._rollout = rollout  # type: ignore[method-assign]
@@ -105,7 +112,12 @@ def test_rl_finds_out_what_pays(name: str, words: list[str], seed: int, tmp_path
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sft_does_what_it_was_shown(seed: int, tmp_path: Path):
-    words = [*WORDS, *SFT, f"seed={seed}", "experience.schedule=[demos,rollout]", "trainer.iterations=2"]
-    cfg = config.load("ppo", words)
-    (found,) = returns(cfg, build_policy(cfg), tmp_path, shown([LOWEST]))
-    assert found > 0.9
+    def rollout() -> float:
+        return share(collect(EightLooks(), policy, torch.arange(32), seeded(seed), 1.0, Stopwatch()), policy)  # type: ignore[arg-type]
+
+    cfg = config.load("sft", [*WORDS, *SFT, f"seed={seed}"])
+    policy = build_policy(cfg)
+    before = rollout()
+    assert returns(cfg, policy, tmp_path, shown([LOWEST])) == []  # nothing but demonstrations
+    assert before < 0.5
+    assert rollout() > 0.9
