@@ -12,7 +12,7 @@ import torch
 
 from vlapost.config import UserError, load
 from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyEvaluation, PolicyOutput, Rollout, Step
-from vlapost.experience.augment import augment, repaint
+from vlapost.experience.augment import augment, jitter, repaint
 from vlapost.experience.buffer import DemoBatches, Minibatches, rejudge, seeded, shuffled
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
 from vlapost.experience.datamodule import ExperienceModule, explained_variance, to_go
@@ -251,6 +251,14 @@ def test_augment_is_seeded_mild_and_keeps_the_form():
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert (one.float() - smooth.float()).abs().mean() < 60
+
+
+def test_brightness_then_contrast_about_each_channels_mean():
+    # 0.5 and 0.9, brighter by 0.2: 0.7 and 1 (cut); mean 0.85, twice as far from it: 0.55 and 1 (cut)
+    # 0.0 and 0.2: 0.2 and 0.4; mean 0.3: 0.1 and 0.5; a channel of one value has no contrast: 0.1 + 0.2
+    x = torch.tensor([[[[0.5, 0.9]], [[0.0, 0.2]], [[0.1, 0.1]]]])
+    found = jitter(x, torch.tensor(0.2).view(1, 1, 1, 1), torch.tensor(2.0).view(1, 1, 1, 1))
+    torch.testing.assert_close(found, torch.tensor([[[[0.55, 1.0]], [[0.1, 0.5]], [[0.3, 0.3]]]]))
 
 
 def test_explained_variance():

@@ -34,7 +34,7 @@ def augment(image: Tensor, generator: torch.Generator) -> Tensor:
     u = torch.rand(B, 4, generator=generator) * 2 - 1
     brightness = (u[:, 0] * BRIGHTNESS).view(B, 1, 1, 1)
     contrast = (1 + u[:, 1] * CONTRAST).view(B, 1, 1, 1)
-    x = (x + brightness - x.mean((1, 2, 3), keepdim=True)) * contrast + x.mean((1, 2, 3), keepdim=True)
+    x = jitter(x, brightness, contrast)
     angle, saturation = u[:, 3] * HUE * 2 * torch.pi, 1 + u[:, 2] * SATURATION
     cos, sin = angle.cos() * saturation, angle.sin() * saturation
     turn = torch.zeros(B, 3, 3)
@@ -43,6 +43,16 @@ def augment(image: Tensor, generator: torch.Generator) -> Tensor:
     matrix = torch.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
     x = torch.einsum("bij,bjhw->bihw", matrix, x)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def jitter(x: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Brightness added, then contrast about each channel's mean, each cut to 0..1 (TensorFlow's two operations).
+
+    x: `[B, 3, H, W]` in 0..1. brightness, contrast: `[B, 1, 1, 1]`.
+    """
+    x = (x + brightness).clamp(0, 1)
+    mean = x.mean((2, 3), keepdim=True)
+    return ((x - mean) * contrast + mean).clamp(0, 1)
 
 
 NEW_TABLE = 0.7  # share of pictures that get another table
