@@ -738,6 +738,7 @@ class Needy(Counter):
     ("name", "match"),
     [
         (f"{__name__}:Needy", "a class that cannot be made without arguments: missing a required argument: 'model'"),
+        (f"{__name__}:Scenes", "a class that does not inherit vlapost.contracts.Actor"),
         (f"{__name__}:HOPELESS", "neither a function nor a class"),
         (":Needy", "cannot be imported"),
     ],

@@ -49,7 +49,8 @@ def build_actor(config: Config) -> Actor:
     """Who acts in an evaluation, as `evaluation.actor` says: also a function or a `contracts.Actor` class of yours.
 
     Raises:
-        UserError: what cannot be imported or called, a class that needs arguments, or what building the policy raises.
+        UserError: what cannot be imported or called, a class that is no Actor or needs arguments, or what building the
+            policy raises.
     """
     e = config.evaluation
     if e.actor == "random":
@@ -68,6 +69,11 @@ def build_actor(config: Config) -> Actor:
         raise UserError(f"evaluation.actor is '{e.actor}', which is neither a function nor a class.")
     if not isinstance(found, type):
         return FunctionActor(found)
+    if Actor not in found.__mro__:
+        raise UserError(
+            f"evaluation.actor is '{e.actor}', a class that does not inherit vlapost.contracts.Actor; let it, or name "
+            "a function."
+        )
     try:
         inspect.signature(found).bind()
     except (TypeError, ValueError) as error:
