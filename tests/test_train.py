@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,7 +251,7 @@ def step(module: PolicyModule, optimizer, parameters: list[torch.nn.Parameter], 
 def test_kl_stop_leaves_the_weights_alone(tiny: Path):
     module, optimizer, parameters = quiet("ppo", tiny)
     module.all_gather = lambda kl: torch.stack([kl, kl / 2])  # type: ignore[method-assign]
-    for kl, limit in ((0.3, 0.0), (0.3, 0.4)):
+    for kl, limit in ((0.3, 0.0), (0.3, 0.4), (math.inf, 0.4), (math.nan, 0.4)):
         module.stop_above(torch.tensor(kl), limit)
         assert step(module, optimizer, parameters, 1.0)
     module.stop_above(torch.tensor(0.5), 0.4)

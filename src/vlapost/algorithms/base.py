@@ -69,9 +69,13 @@ class PolicyModule(L.LightningModule):
         self.newest_batch = batch
 
     def stop_above(self, kl: Tensor, limit: float) -> None:
-        """No further update in this iteration once the policy has moved beyond `limit`, in all processes together."""
+        """No further update in this iteration once the policy has moved beyond `limit`, in all processes together.
+
+        A `kl` that is not finite says nothing: its update is skipped and counted.
+        """
         if limit > 0 and not self.stopped:
-            self.stopped = bool(cast(Tensor, self.all_gather(kl.detach())).max() > limit)
+            found = cast(Tensor, self.all_gather(kl.detach()))
+            self.stopped = bool((found.isfinite() & (found > limit)).any())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's size before it is clipped; skip a step that is not wanted, empty or not finite.
