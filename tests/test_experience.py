@@ -168,30 +168,31 @@ class CountingEnv:
         return Step(self._see(), reward, Metrics(flags, flags, flags, flags), self.t == 3)
 
 
+class Echo:
+    """Acts with the number it sees; its log-probability and value are functions of it."""
+
+    blocks = 0
+
+    def fixed_weights(self):
+        self.blocks += 1
+        return nullcontext()
+
+    def see(self, observation):
+        return replace(observation, patches=observation.image[..., 0].float())
+
+    def act(self, observation, noise, temperature):
+        seen = observation.image[:, 0, 0, 0].long()
+        tokens = seen.view(-1, 1).expand(-1, 7)
+        return PolicyOutput(tokens, -tokens.float(), seen.float() / 2)
+
+    def decode(self, tokens):
+        return tokens.float()
+
+    def value(self, observation):
+        return observation.image[:, 0, 0, 0].float() / 2
+
+
 def test_collect_lines_up_observation_action_and_reward():
-    class Echo:
-        """Acts with the number it sees; its log-probability and value are functions of it."""
-
-        blocks = 0
-
-        def fixed_weights(self):
-            self.blocks += 1
-            return nullcontext()
-
-        def see(self, observation):
-            return replace(observation, patches=observation.image[..., 0].float())
-
-        def act(self, observation, noise, temperature):
-            seen = observation.image[:, 0, 0, 0].long()
-            tokens = seen.view(-1, 1).expand(-1, 7)
-            return PolicyOutput(tokens, -tokens.float(), seen.float() / 2)
-
-        def decode(self, tokens):
-            return tokens.float()
-
-        def value(self, observation):
-            return observation.image[:, 0, 0, 0].float() / 2
-
     policy = Echo()
     r = collect(CountingEnv(), policy, torch.arange(4), seeded(0), 1.0, Stopwatch())  # type: ignore[arg-type]
     assert policy.blocks == 1  # weights are fixed for both rounds together
@@ -268,6 +269,21 @@ def test_explained_variance():
     left = torch.tensor([[1.0, -1.0], [1.0, -1.0]])  # variance 4 / 3
     assert explained_variance(target - left, target) == pytest.approx(0.8)
     assert explained_variance(target, torch.zeros(2, 2)) == 0
+
+
+@pytest.mark.parametrize(("bootstrap", "target"), [("false", [1.75, 1.5, 1.0]), ("true", [1.9375, 1.875, 1.75])])
+def test_the_critic_is_compared_with_what_it_is_taught(bootstrap: str, target: list[float]):
+    # rewards 1, gamma 0.5, the value after the last step is 1.5: 1 + 0.75, 1 + 0.875, 1 + 0.9375; values are 0, 0.5, 1
+    words = ["algorithm.gamma=0.5", f"algorithm.bootstrap_truncation={bootstrap}", "env.num_envs=2"]
+    cfg = load("ppo", [*words, "experience.rounds=1"])
+    simulation = SimpleNamespace(steps=3, draw=lambda count, generator: torch.arange(count))
+    data = ExperienceModule(cfg, Echo(), lambda r: r, simulation, None, torch.arange(3))  # type: ignore[arg-type]
+    data.env = CountingEnv()  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(current_epoch=0, global_rank=0, world_size=1)  # type: ignore[assignment]
+    data._rollout(seeded(0))
+    value = torch.tensor([0.0, 0.5, 1.0]).repeat(2)
+    expected = explained_variance(value, torch.tensor(target).repeat(2))
+    assert data.stats["explained_variance"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_discounted_reward_to_go():

@@ -160,7 +160,8 @@ class ExperienceModule(L.LightningDataModule):
             "return": float(rollout.reward.sum()) / len(m.success),
         }
         if c.policy.critic != "none":
-            target = to_go(rollout.reward, rollout.done, rollout.last_value, c.algorithm.gamma)
+            done = rollout.done & (not c.algorithm.bootstrap_truncation)
+            target = to_go(rollout.reward, done, rollout.last_value, c.algorithm.gamma)
             self.stats["explained_variance"] = explained_variance(rollout.value, target)
         return rollout
 
