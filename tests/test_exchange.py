@@ -284,6 +284,10 @@ def test_splits_without_records_may_stand_beside_others(tmp_path: Path) -> None:
     (copy / "dataset_info.json").write_text(json.dumps(info))
     assert len(list(rlds.read(copy, 0, declared()))) == 3
     assert list(rlds.read(copy, 0, declared("split=empty"))) == []
+    for name in ("../tiny_bridge", "x/../../y", str(RLDS / "tiny_bridge")):
+        (copy / "dataset_info.json").write_text(json.dumps(info | {"name": name}))
+        with pytest.raises(UserError, match=f"names the files '{name}-train', which leads out of the data set"):
+            list(rlds.read(copy, 0, declared()))
     for key in ("splits", "name"):
         (copy / "dataset_info.json").write_text(json.dumps({k: v for k, v in info.items() if k != key}))
         with pytest.raises(UserError, match=f"dataset_info.json has no '{key}'; it has: "):

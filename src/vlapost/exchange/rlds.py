@@ -80,6 +80,8 @@ def _files(source: Path, info: dict[str, Any], split: str) -> list[tuple[Path, i
         raise UserError(f"exchange.split is '{split}', but {source} has: {', '.join(sorted(splits))}.")
     lengths = splits[split]
     name = need(info, "name", path)
+    if (stem := Path(f"{name}-{split}")).is_absolute() or ".." in stem.parts:
+        raise UserError(f"{path} names the files '{stem}', which leads out of the data set; get the data set again.")
     names = [f"{name}-{split}.tfrecord-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
     for name in names:
         if not (source / name).is_file():
