@@ -6,7 +6,9 @@ Paper Section 3.2 and Appendix A. What differs from the public code of the study
 
 * all RL scalars are float32; there they pass through bfloat16, which adds up to 3 % noise to the ratio;
 * the policy loss has its written weight; there a broadcast multiplies it by seven (`algorithm.policy_coef=7`);
-* the recorded log-probability is that of the distribution sampled from; there sampling silently keeps the top 50.
+* the recorded log-probability is that of the distribution sampled from; there sampling silently keeps the top 50;
+* the critic starts at zero, there at random (none), its loss weighs 0.1 (`algorithm.value_coef=1`), as its gradient
+  also runs through the adapter, and its rate is 1e-3 (`optim.value_lr=3e-3`).
 
 Variants are settings: `algorithm.gamma=1 algorithm.gae_lambda=1` is PPO-ORZ, `policy.critic` says what the critic
 reads, `algorithm.ratio=dimension` clips each of the seven tokens by itself (conf/ppo_dimension.yaml),

@@ -2,8 +2,14 @@
 
     make train-sft
 
-Token cross-entropy over the 256 action bins of the seven action tokens (paper Section 3). The original trains on the
-closing `</s>` too and normalises over 32,064 words; neither changes what the policy samples, so both are left out.
+Token cross-entropy over the 256 action bins of the seven action tokens (paper Section 3). What differs from the
+original, and how to get its behaviour:
+
+* it trains on the closing `</s>` too and normalises over 32,064 words; neither changes what the policy samples;
+* the rate rises and falls along a cosine, there it is constant (`optim.schedule=constant optim.warmup_steps=0`);
+* gradients are clipped at 10, there not at all (`optim.grad_clip=0`);
+* the warm-up's adapter goes on learning, there a new one is put on merged weights (`make export`, then
+  `policy.checkpoint`).
 """
 
 from __future__ import annotations
