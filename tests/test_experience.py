@@ -254,6 +254,20 @@ def test_augment_is_seeded_mild_and_keeps_the_form():
     assert (one.float() - smooth.float()).abs().mean() < 60
 
 
+def test_augment_crops_nine_tenths(monkeypatch: pytest.MonkeyPatch):
+    """Red says the column, green the row, 4 per pixel; colours stay as they are."""
+    for name in ("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"):
+        monkeypatch.setattr(f"vlapost.experience.augment.{name}", 0.0)
+    place = 4 * torch.arange(64)
+    column, row = place.expand(64, 64), place.unsqueeze(1).expand(64, 64)
+    picture = torch.stack([column, row, torch.zeros_like(row)], -1).to(torch.uint8).expand(50, -1, -1, -1)
+    new = augment(picture, seeded(1)).float()
+    for first, last in ((new[:, 0, 0, 0], new[:, 0, -1, 0]), (new[:, 0, 0, 1], new[:, -1, 0, 1])):
+        assert (last - first - 252 * 0.9**0.5).abs().max() <= 1.5
+        assert first.min() < 3 and first.max() > 10  # anywhere within the picture: 0 to 252 (1 - 0.9^0.5) = 12.9
+    assert not torch.equal(new[:, 0, 0, 0], new[:, 0, 0, 1])
+
+
 def test_brightness_then_contrast_about_each_channels_mean():
     # 0.5 and 0.9, brighter by 0.2: 0.7 and 1 (cut); mean 0.85, twice as far from it: 0.55 and 1 (cut)
     # 0.0 and 0.2: 0.2 and 0.4; mean 0.3: 0.1 and 0.5; a channel of one value has no contrast: 0.1 + 0.2

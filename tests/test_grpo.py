@@ -1,13 +1,14 @@
 """GRPO's advantages against numbers computed by hand (in the comments) and against scipy."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import zscore
 
-from vlapost.algorithms.grpo import group_advantage, valid_reward_advantage, whole_reward_advantage
+from vlapost.algorithms.grpo import GRPO, group_advantage, valid_reward_advantage, whole_reward_advantage
 
 
 def rewards(*episodes: list[float]) -> torch.Tensor:
@@ -62,6 +63,20 @@ def test_whole_reward_advantage():
     high, low = math.sqrt(3), -1 / math.sqrt(3)
     expected = torch.tensor([[low + high, 2 * low], [high, low]], dtype=torch.float64)
     torch.testing.assert_close(advantage, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_setting_has_its_form():
+    reward = rewards([0.1, 0.0, 1.0], [0.0, 0.1, 0.0])
+    forms = {
+        "group": group_advantage(reward, 2)[0],
+        "valid": valid_reward_advantage(reward),
+        "whole": whole_reward_advantage(reward),
+    }
+    for name, expected in forms.items():
+        module = SimpleNamespace(algorithm=SimpleNamespace(advantage=name), group_size=2)
+        advantage, to_come = GRPO.advantage(module, SimpleNamespace(reward=reward))
+        assert torch.equal(advantage, expected)
+        torch.testing.assert_close(to_come, rewards([1.1, 1.0, 1.0], [0.1, 0.1, 0.0]))
 
 
 def test_against_scipy_on_random_cases():

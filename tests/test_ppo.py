@@ -8,12 +8,14 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torch.nn import functional as F
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from vlapost.algorithms.base import reduced_mean_std, token_cross_entropy
 from vlapost.algorithms.ppo import PPO, clipped_surrogate, clipped_value_loss, gae
+from vlapost.contracts import DemoBatch, Observation
 
 REWARD = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
 NEVER = torch.zeros(3, 1, dtype=torch.bool)
@@ -52,16 +54,62 @@ def test_gae_with_gamma_and_lambda_one_is_the_return_minus_the_value():
     torch.testing.assert_close(advantage, to_go - value, atol=1e-4, rtol=0)
 
 
+def judged(reward: torch.Tensor = REWARD, **rules: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's advantage and return of the episode above, which its time limit ends; 0.5 is the value after it."""
+    usual = {"gamma": 0.9, "gae_lambda": 0.8, "value_lambda": 0.8}
+    flags = {"bootstrap_truncation": False, "normalise_advantage": False}
+    module = SimpleNamespace(algorithm=SimpleNamespace(**usual | flags | rules))
+    done = torch.tensor([[False], [False], [True]])
+    last = torch.tensor([0.5], dtype=torch.float64)
+    advantage, return_ = PPO.advantage(module, SimpleNamespace(reward=reward, value=VALUE, last_value=last, done=done))
+    return advantage.squeeze(), return_.squeeze()
+
+
 def test_the_critic_can_learn_other_returns_than_the_advantages_are_made_of():
     # lambda 0: delta of each step, 0.04, 0.13, 0.3; lambda 1 for the critic: 0.81 + 0.09, 0.9 + 0.1, 1
-    rules = SimpleNamespace(
-        gamma=0.9, gae_lambda=0.0, value_lambda=1.0, bootstrap_truncation=False, normalise_advantage=False
+    advantage, return_ = judged(gae_lambda=0.0, value_lambda=1.0)
+    assert advantage.tolist() == pytest.approx([0.04, 0.13, 0.3], abs=1e-12)
+    assert return_.tolist() == pytest.approx([0.9, 1.0, 1.0], abs=1e-12)
+
+
+def test_the_value_after_the_time_limit_counts_if_asked_for():
+    # the numbers of test_gae_time_limit_is_an_end and of test_gae_bootstraps_from_the_last_value
+    assert judged()[0].tolist() == pytest.approx([0.28912, 0.346, 0.3], abs=1e-12)
+    advantage, return_ = judged(bootstrap_truncation=True)
+    assert advantage.tolist() == pytest.approx([0.5224, 0.67, 0.75], abs=1e-12)
+    assert return_.tolist() == pytest.approx([1.0224, 1.27, 1.45], abs=1e-12)
+
+
+def test_advantages_without_spread_are_zero():
+    # gamma 0, and every reward 0.5 above the value: all advantages are 0.5
+    advantage, _ = judged(VALUE + 0.5, gamma=0.0, normalise_advantage=True)
+    assert advantage.tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+
+
+def test_a_reward_that_is_no_number_spoils_all_advantages():
+    """So that every update of its iteration is skipped, and the third ends the run (tests/test_train.py)."""
+    advantage, _ = judged(torch.tensor([[0.0], [math.nan], [1.0]], dtype=torch.float64), normalise_advantage=True)
+    assert advantage.isnan().all()
+
+
+def test_imitation_has_its_weight_and_gives_every_weight_a_gradient():
+    adapter, critic = (nn.Parameter(torch.zeros(7, 256)) for _ in range(2))
+    policy = SimpleNamespace(
+        action_logits=lambda observation, tokens: adapter.expand(2, -1, -1),
+        adapter_parameters=lambda: [adapter],
+        critic_parameters=lambda: [critic],
     )
-    done = torch.tensor([[False], [False], [True]])
-    rollout = SimpleNamespace(reward=REWARD, value=VALUE, last_value=torch.zeros(1, dtype=torch.float64), done=done)
-    advantage, return_ = PPO.advantage(SimpleNamespace(algorithm=rules), rollout)
-    assert advantage.squeeze().tolist() == pytest.approx([0.04, 0.13, 0.3], abs=1e-12)
-    assert return_.squeeze().tolist() == pytest.approx([0.9, 1.0, 1.0], abs=1e-12)
+    rules = SimpleNamespace(soft_targets=0.0, imitation_coef=0.25)
+    module = SimpleNamespace(policy=policy, algorithm=rules, log=lambda *a, **k: None)
+    batch = DemoBatch(Observation(torch.zeros(2, 2, 2, 3), ("do", "do")), torch.zeros(2, 7, dtype=torch.int64))
+    loss = PPO._imitate(module, batch)
+    assert loss.item() == pytest.approx(0.25 * math.log(256), rel=1e-6)
+    loss.backward()
+    # the derivative by the logit of the right one of 256 equals, mean over seven tokens: (1 / 256 - 1) / 7
+    assert adapter.grad is not None
+    assert adapter.grad[:, 0].tolist() == pytest.approx([0.25 * (1 / 256 - 1) / 7] * 7, rel=1e-5)
+    assert critic.grad is not None
+    assert not critic.grad.any()
 
 
 def test_gae_keeps_episodes_apart():
@@ -153,29 +201,60 @@ def test_gae_against_torchrl():
             torch.testing.assert_close(ours, theirs.squeeze(-1).T, atol=1e-6, rtol=0)
 
 
-def test_clipped_surrogate_against_torchrl():
+ACTOR = ProbabilisticActor(
+    TensorDictModule(nn.Identity(), ["observation"], ["logits"]),
+    in_keys=["logits"],
+    distribution_class=torch.distributions.Categorical,
+    return_log_prob=True,
+)
+
+
+@pytest.mark.parametrize(("per", "tokens"), [("action", 1), ("dimension", 7)])
+def test_clipped_surrogate_against_torchrl(per: str, tokens: int):
+    """A ratio per dimension is that of as many samples with the same advantage."""
     generator = torch.Generator().manual_seed(0)
-    actor = ProbabilisticActor(
-        TensorDictModule(nn.Identity(), ["observation"], ["logits"]),
-        in_keys=["logits"],
-        distribution_class=torch.distributions.Categorical,
-        return_log_prob=True,
-    )
     for _ in range(200):
         clip = 0.05 + float(torch.rand((), generator=generator)) / 2
-        logits = torch.randn(9, 5, dtype=torch.float64, generator=generator)
-        action = torch.randint(0, 5, (9,), generator=generator)
-        new = logits.log_softmax(-1).gather(1, action[:, None])
-        old = new + 0.3 * torch.randn(9, 1, dtype=torch.float64, generator=generator)
+        logits = torch.randn(9 * tokens, 5, dtype=torch.float64, generator=generator)
+        action = torch.randint(0, 5, (9 * tokens,), generator=generator)
+        new = logits.log_softmax(-1).gather(1, action[:, None])[:, 0]
+        old = new + 0.3 * torch.randn(9 * tokens, dtype=torch.float64, generator=generator)
         advantage = torch.randn(9, dtype=torch.float64, generator=generator)
-        loss = ClipPPOLoss(actor, None, clip_epsilon=clip, entropy_bonus=False, critic_coeff=None)
+        loss = ClipPPOLoss(ACTOR, None, clip_epsilon=clip, entropy_bonus=False, critic_coeff=None)
         sample = {
             "observation": logits,
             "action": action,
-            "action_log_prob": old[:, 0],
-            "advantage": advantage[:, None],
+            "action_log_prob": old,
+            "advantage": advantage.repeat_interleave(tokens)[:, None],
         }
-        theirs = loss(TensorDict(sample, batch_size=[9]))
-        ours = clipped_surrogate(new, old, advantage, clip, "action")
+        theirs = loss(TensorDict(sample, batch_size=[9 * tokens]))
+        ours = clipped_surrogate(new.view(9, tokens), old.view(9, tokens), advantage, clip, per)
         assert ours.loss.item() == pytest.approx(theirs["loss_objective"].item(), abs=1e-6)
         assert ours.clip_fraction.item() == pytest.approx(theirs["clip_fraction"].item(), abs=1e-6)
+
+
+def test_clipped_value_loss_against_torchrl():
+    """Its smooth L1 is the Huber loss of delta 1."""
+    generator = torch.Generator().manual_seed(0)
+    critic = TensorDictModule(nn.Identity(), ["observed"], ["state_value"])
+    for _ in range(200):
+        clip = 0.05 + float(torch.rand((), generator=generator))
+        value, old, return_ = 2 * torch.randn(3, 9, 1, dtype=torch.float64, generator=generator)
+        loss = ClipPPOLoss(
+            ACTOR, critic, clip_epsilon=0.2, entropy_bonus=False, critic_coeff=1.0,
+            clip_value=clip, loss_critic_type="smooth_l1",
+        )  # fmt: skip
+        sample = {
+            "observation": torch.zeros(9, 5, dtype=torch.float64),
+            "action": torch.zeros(9, dtype=torch.int64),
+            "action_log_prob": torch.zeros(9, dtype=torch.float64),
+            "advantage": torch.zeros(9, 1, dtype=torch.float64),
+            "observed": value,
+            "state_value": old,
+            "value_target": return_,
+        }
+        theirs = loss(TensorDict(sample, batch_size=[9]))["loss_critic"].item()
+        ours = clipped_value_loss(value[:, 0], old[:, 0], return_[:, 0], clip, 1.0).item()
+        assert ours == pytest.approx(theirs, abs=1e-6)
+        free = clipped_value_loss(value[:, 0], old[:, 0], return_[:, 0], math.inf, clip).item()
+        assert free == pytest.approx(F.huber_loss(value, return_, delta=clip).item(), abs=1e-6)

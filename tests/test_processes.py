@@ -6,10 +6,44 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from vlapost.algorithms.ppo import PPO
+
+
+def advantage(reward: Tensor) -> Tensor:
+    """PPO's, normalised, of a critic that says 0."""
+    rules = SimpleNamespace(
+        gamma=0.9, gae_lambda=0.8, value_lambda=0.8, bootstrap_truncation=False, normalise_advantage=True
+    )
+    nothing, done = torch.zeros_like(reward), torch.zeros_like(reward, dtype=torch.bool)
+    done[-1] = True
+    rollout = SimpleNamespace(reward=reward, value=nothing, last_value=nothing[0], done=done)
+    return PPO.advantage(SimpleNamespace(algorithm=rules), rollout)[0]  # type: ignore[arg-type]
+
+
+def rewards(rank: int) -> Tensor:
+    """`[4, 3]`, those of the second process ten times as large."""
+    return torch.rand(4, 3, generator=torch.Generator().manual_seed(rank)) * 10**rank
+
+
+def one_of_two(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    torch.save(advantage(rewards(rank)), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_advantages_are_normalised_over_the_buffers_of_all_processes(tmp_path: Path):
+    torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
+    both = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)], 1)
+    torch.testing.assert_close(both, advantage(torch.cat([rewards(0), rewards(1)], 1)))
+
 
 TRAIN = """
 import sys

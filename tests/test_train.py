@@ -268,6 +268,28 @@ def test_an_empty_or_infinite_gradient_leaves_the_weights_alone(gradient: float,
     assert step(module, optimizer, parameters, 1.0)
 
 
+@pytest.mark.parametrize("wrong", ["advantage", "logprob"])
+def test_a_minibatch_that_is_not_finite_is_skipped_and_counted(wrong: str, tiny: Path):
+    module, optimizer, parameters = quiet("ppo", tiny)
+    logged: dict[str, float] = {}
+    module.log = lambda name, value, **k: logged.update({name: float(value)})  # type: ignore[method-assign,assignment]
+    module.log_dict = lambda values, **k: None  # type: ignore[method-assign,assignment]
+    image = torch.zeros(2, 128, 128, 3, dtype=torch.uint8)
+    advantage, logprob = torch.tensor([1.0, 2.0]), torch.full((2, 7), -5.5)
+    {"advantage": advantage, "logprob": logprob}[wrong][1] = math.nan
+    batch = RolloutBatch(
+        Observation(image, ("do", "do")), torch.zeros(2, 7, dtype=torch.int64), logprob, torch.zeros(2), advantage,
+        torch.ones(2),
+    )  # fmt: skip
+    before = [p.detach().clone() for p in parameters]
+    optimizer.zero_grad()
+    module.training_step(batch, 0).backward()
+    module.on_before_optimizer_step(optimizer)
+    optimizer.step()
+    assert logged["train/skipped_steps"] == module.skipped == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters))
+
+
 def test_three_infinite_gradients_in_a_row_stop_the_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     module, optimizer, parameters = quiet("ppo", tiny)
