@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.measure import peak_bytes
 
 from vlapost.algorithms.tpo import TPO, match, preference_loss, preference_weight
 from vlapost.config import load
@@ -93,10 +94,21 @@ def rollout(T: int, return_E: list[float]) -> Rollout:
     )
 
 
-def learner(batch_size: int, accumulate: int) -> tuple[TPO, Linear]:
+class Wide(Linear):
+    """The same, by way of 64 KB per sample that are kept for the backward pass."""
+
+    def evaluate(self, observation, action_tokens, temperature=1.0):
+        x = observation.image.flatten(1).double() / 255
+        wide = (x @ self.weight).repeat(1, 1000).tanh().view(-1, 1000, 8)
+        logprob = wide.mean(1).log_softmax(-1)[:, None].expand(-1, 7, -1)
+        chosen = logprob.gather(2, action_tokens[..., None])[..., 0]
+        return PolicyEvaluation(chosen, chosen, chosen[:, 0])
+
+
+def learner(batch_size: int, accumulate: int, kind: type[Linear] = Linear) -> tuple[TPO, Linear]:
     sizes = [f"optim.batch_size={batch_size}", f"optim.accumulate={accumulate}", "experience.same_start=4"]
     cfg = load("tpo", [*sizes, "algorithm.beta=0.3"])
-    policy = Linear()
+    policy = kind()
     module = TPO(policy, cfg.algorithm, cfg.experience, cfg.optim, 10)  # type: ignore[arg-type]
     module.log = module.log_dict = lambda *a, **k: None  # type: ignore[method-assign,assignment]
     with torch.no_grad():  # has learned something since it started
@@ -130,6 +142,22 @@ def test_minibatches_of_whole_trajectories_have_the_gradient_of_the_full_loss(T:
     policy.weight.grad = None
     preference_loss(torch.stack(margins), 0.3).backward()
     torch.testing.assert_close(in_parts, policy.weight.grad, atol=1e-6, rtol=0)
+
+
+def test_an_update_needs_the_memory_of_a_minibatch_however_long_the_episodes_are():
+    def peak(T: int) -> int:
+        module, _ = learner(8, T, Wide)  # all four pairs are one update
+
+        def update() -> None:
+            for batch in minibatches(module, r, T):
+                (module.training_step(batch, 0) / T).backward()
+
+        r = rollout(T, [0.0, 1.2, 0.1, 0.2, 0.0, 0.0, 1.2, 0.2])
+        return peak_bytes(update, "cpu")
+
+    short, long = peak(5), peak(20)
+    assert short > 8 * 64_000  # a minibatch's share is most of it
+    assert long < 1.2 * short
 
 
 def test_missing_pairs_are_counted_and_leave_no_trace():
