@@ -51,12 +51,16 @@ def build(scene: ManiSkillScene, name: str, models: Sequence[Model], friction: f
     return merged
 
 
-def put(actor: Actor, xy: Tensor, height: float, yaw: Tensor) -> None:
-    """Put a body at `xy` `[E, 2]` (metres, world), turned by `yaw` `[E]` (radians) about z, at rest."""
+def put(actor: Actor, xy: Tensor, height: float, yaw: Tensor, side: Tensor | None = None) -> None:
+    """Put a body at `xy` `[E, 2]` (metres, world), turned by `yaw` `[E]` (radians) about z, at rest.
+
+    side: quaternion `[E, 4]` (w, x, y, z) of how it lies before it is turned; upright without one.
+    """
     position = torch.cat([xy, torch.full((len(xy), 1), height)], dim=1)
     zero = torch.zeros_like(yaw)
     quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], dim=1)
-    actor.set_pose(Pose.create_from_pq(position, quaternion, device=actor.device))
+    pose = Pose.create_from_pq(position, quaternion, device=actor.device)
+    actor.set_pose(pose if side is None else pose * Pose.create_from_pq(q=side, device=actor.device))
     actor.set_linear_velocity(torch.zeros(len(xy), 3, device=actor.device))
     actor.set_angular_velocity(torch.zeros(len(xy), 3, device=actor.device))
 

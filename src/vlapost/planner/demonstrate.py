@@ -75,11 +75,8 @@ def demonstrate(
     for action, seen, looks in zip(torch.from_numpy(actions), drawn, [*drawn[1:], False]):
         images.append(observation.image[0].numpy() if seen else None)
         truths.append(env.ground_truth())
-        if looks:
-            step = env.step(action[None])
-            observation, metrics = step.observation, step.metrics
-        else:
-            metrics = env.step_blind(action[None])
+        step = env.step(action[None], look=bool(looks))
+        observation, metrics = step.observation, step.metrics
         success.append(bool(metrics.success))
         if action[6] == CLOSED:
             held = bool(env.scenes[0].progress.held)

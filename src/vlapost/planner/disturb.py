@@ -80,7 +80,7 @@ def _reach(
     """A motion to a missed grasp, to the receptacle or to anywhere, after which the fingers are mostly closed."""
     box = upright_box(situation.surface)
     _, present = planner.pose(situation.qpos)
-    turn = Rotation.from_euler("z", rng.uniform(-60, 60), degrees=True)
+    turn = any_turn(rng)
     if kind == "missed":
         distance, angle = rng.uniform(*MISS), rng.uniform(0, 2 * np.pi)
         place = grasp_place(situation.surface, box) + distance * np.array([np.cos(angle), np.sin(angle)])
@@ -97,3 +97,8 @@ def _reach(
     closing = 2 if rng.random() < 0.7 else 0
     path = np.stack([situation.qpos, *motion, *[motion[-1]] * closing])
     return path, [OPEN] * len(motion) + [CLOSED] * closing
+
+
+def any_turn(rng: np.random.Generator) -> Rotation:
+    """Up to 60 degrees about the vertical."""
+    return Rotation.from_euler("z", rng.uniform(-60, 60), degrees=True)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from mani_skill.utils.structs import Actor, Pose
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from vlapost.contracts import ACTION_DIM
-from vlapost.envs.bodies import TABLE_TOP
+from vlapost.envs.bodies import TABLE_TOP, put
 from vlapost.envs.places import CLOSE, GRID_CENTRE, GRID_EDGE, GRID_SPACING
 from vlapost.envs.vector import CLOSED, OPEN, SceneVector
 from vlapost.planner.demonstrate import Recording
-from vlapost.planner.disturb import HIGH, LOW
+from vlapost.planner.disturb import HIGH, LOW, any_turn
 from vlapost.planner.motion import ArmPlanner
 
 MOVED = 0.6  # share of the pictures in which the arm is not where it starts
@@ -46,7 +44,8 @@ def look_around(
         if np.linalg.norm(places[0] - places[1]) <= CLOSE:
             continue
         for (body, position, rotation), place in zip(bodies, places):
-            _lay(body, position, rotation, place, rng.uniform(0, 2 * np.pi))
+            yaw = torch.tensor([rng.uniform(0, 2 * np.pi)]).float()
+            put(body, torch.from_numpy(place).float()[None], float(position[0, 2]), yaw, rotation)
         scene.agent.robot.set_qpos(torch.from_numpy(_posture(planner, start, rng)).float()[None])
         images.append(env.look().image[0].numpy())
         truths.append(env.ground_truth())
@@ -54,18 +53,12 @@ def look_around(
     return Recording(observation.instruction[0], list(images), truths, nothing, np.zeros(count, np.bool_))
 
 
-def _lay(body: Actor, position: torch.Tensor, rotation: torch.Tensor, place: NDArray[np.float64], yaw: float) -> None:
-    there = torch.tensor([[*place, float(position[0, 2])]], dtype=torch.float32)
-    turn = torch.tensor([[np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]], dtype=torch.float32)
-    body.set_pose(Pose.create_from_pq(there, turn) * Pose.create_from_pq(q=rotation))
-
-
 def _posture(planner: ArmPlanner, start: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Joint positions `[8]`: the start's, or with the gripper somewhere in the box that disturbances reach."""
     if rng.random() >= MOVED:
         return start
-    turn = Rotation.from_euler("z", rng.uniform(-60, 60), degrees=True)
+    turn = any_turn(rng)
     motion = planner.plan(start, rng.uniform(LOW, HIGH), turn * planner.pose(start)[1])
-    posture = start if motion is None else motion[-1].copy()
+    posture = (start if motion is None else motion[-1]).copy()
     posture[-2:] = rng.uniform(CLOSED, OPEN)
     return posture
