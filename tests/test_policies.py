@@ -462,6 +462,18 @@ def test_tiny_checkpoint_is_small_and_repeatable(checkpoint: Path, tmp_path: Pat
     assert (checkpoint / "tokenizer.json").stat().st_size < 200_000
 
 
+def test_stem_is_read_off_the_weights_and_looks_over_the_edges_of_a_patch(policy: OpenVLAPolicy) -> None:
+    """Pixel 24 goes to 12, 6, 3 of the halved pictures, inside a patch; pixel 31 to 15 and 16, which are 7 and 8, 3 and 4."""
+    encoder = policy.network.vision_backbone.featurizer
+    assert (encoder.sizes.stem, encoder.sizes.patch, encoder.sizes.patches) == ((16, 32, 64), 16, 64)
+    picture = torch.zeros(3, 3, 128, 128)
+    picture[1, :, 24, 24] = 1
+    picture[2, :, 24, 31] = 1
+    nothing, inside, edge = encoder.patch_embed(picture)
+    changed = [(patches != nothing).any(-1).nonzero().flatten().tolist() for patches in (inside, edge)]
+    assert changed == [[9], [9, 10]]  # row 1, column 1; and its neighbour
+
+
 def test_tokenizer(policy: OpenVLAPolicy, tmp_path: Path) -> None:
     known = write_tokenizer(tmp_path / "tokenizer.json")
     assert not {id_ for id_ in known if 31744 <= id_ <= 31999}

@@ -21,12 +21,15 @@ from vlapost.policies.tiny_tokenizer import write_tokenizer
 from vlapost.policies.vit import LayerScale, PoolingHead, VisionTransformer, ViTSizes
 
 IMAGE = 128
+STEM = (16, 32, 64)  # beyond the published layout: without convolutions so few pictures do not teach where things are
 FEATURIZER = ViTSizes(
-    width=128, depth=4, heads=4, mlp=512, patch=16, patches=64, registers=4, layer_scale=True, pooling_head=False
-)
+    width=128, depth=4, heads=4, mlp=512, patch=16, patches=64, registers=4, layer_scale=True, pooling_head=False,
+    stem=STEM,
+)  # fmt: skip
 FUSED_FEATURIZER = ViTSizes(
-    width=64, depth=4, heads=4, mlp=240, patch=16, patches=64, registers=0, layer_scale=False, pooling_head=True
-)
+    width=64, depth=4, heads=4, mlp=240, patch=16, patches=64, registers=0, layer_scale=False, pooling_head=True,
+    stem=STEM,
+)  # fmt: skip
 TEXT = {
     "model_type": "llama",
     "vocab_size": 32064,
@@ -78,7 +81,7 @@ def write_tiny(folder: Path | str, seed: int, statistics: dict[str, Any]) -> Non
 def initialise(network: OpenVLA, known: list[int], generator: torch.Generator) -> None:
     """Initial weights for training from scratch.
 
-    Matrices, tokens and positions are normal with deviation 0.02 cut at two deviations, patch convolutions
+    Matrices, tokens and positions are normal with deviation 0.02 cut at two deviations, convolutions
     1/sqrt(fan-in), biases 0, norms and layer scales 1. Embeddings of ids that cannot occur are 0.
     """
 

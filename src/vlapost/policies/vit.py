@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ViTSizes:
-    """Sizes of one encoder. patches: number of patches per image; registers: 0 means no class token either."""
+    """Sizes of one encoder.
+
+    patches: number of patches per image. registers: 0 means no class token either. stem: channels of convolutions before
+    the patches, each of which halves the picture; none in the published checkpoints.
+    """
 
     width: int
     depth: int
@@ -28,22 +33,25 @@ class ViTSizes:
     registers: int
     layer_scale: bool
     pooling_head: bool
+    stem: tuple[int, ...] = ()
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, torch.Size], heads: int) -> ViTSizes:
         """Read the sizes off a state dict's shapes (head counts are not in there)."""
         blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
-        width, _, patch, _ = shapes["patch_embed.proj.weight"]
+        width, _, side, _ = shapes["patch_embed.proj.weight"]
+        stem = tuple(s[0] for name, s in sorted(shapes.items()) if name.startswith("patch_embed.stem") and len(s) == 4)
         return cls(
             width=width,
             depth=len(blocks),
             heads=heads,
             mlp=shapes["blocks.0.mlp.fc1.weight"][0],
-            patch=patch,
+            patch=side * 2 ** len(stem),
             patches=shapes["pos_embed"][1],
             registers=shapes["reg_token"][1] if "reg_token" in shapes else 0,
             layer_scale="blocks.0.ls1.scale_factor" in shapes,
             pooling_head="attn_pool.latent" in shapes,
+            stem=stem,
         )
 
 
@@ -109,14 +117,19 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to vectors."""
+    """Non-overlapping patches, of the picture or of what a stem of convolutions makes of it, to vectors."""
 
     def __init__(self, sizes: ViTSizes) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, sizes.width, kernel_size=sizes.patch, stride=sizes.patch)
+        convolutions = [nn.Conv2d(*c, kernel_size=3, stride=2, padding=1) for c in pairwise((3, *sizes.stem))]
+        self.stem = nn.ModuleList(convolutions)
+        side = sizes.patch // 2 ** len(sizes.stem)
+        self.proj = nn.Conv2d((3, *sizes.stem)[-1], sizes.width, kernel_size=side, stride=side)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """`[B, 3, H, W]` to `[B, patches, width]`, row by row."""
+        for convolution in self.stem:
+            pixels = F.gelu(convolution(pixels))
         return self.proj(pixels).flatten(2).transpose(1, 2)
 
 
