@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ def test_a_planned_motion_ends_at_its_goal(monkeypatch: pytest.MonkeyPatch) -> N
     speed = np.abs(np.diff(path[:, :6], axis=0, prepend=start[None, :6])) / 0.2
     assert speed.max() <= 0.9 + 1e-6
     assert planner.plan(start, position + np.array([1.0, 0, 0]), rotation) is None  # out of reach
+    log = logging.getLogger("toppra")  # as quiet as before, and with no handler that prints
+    assert log.level == logging.ERROR and [type(h) for h in log.handlers] == [logging.NullHandler]
 
     def unparameterised(*args, **settings):
         raise RuntimeError("Fail to parameterize path")  # MPLib's way to say that TOPP found no timing

@@ -6,6 +6,7 @@ import logging
 
 import mplib
 import numpy as np
+import toppra
 from mplib.pymp import ArticulatedModel, PlanningWorld
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
@@ -14,7 +15,10 @@ from vlapost.assets.pack import Pack
 
 FloatArray = NDArray[np.float64]
 
-logging.getLogger("toppra").setLevel(logging.ERROR)  # a path without timing is answered by another, not by a warning
+# A path without timing is answered by another, not by a warning. MPLib would set this up anew at every plan, with one
+# handler more each time, until each warning is printed thousands of times.
+logging.getLogger("toppra").setLevel(logging.ERROR)
+toppra.setup_logging = lambda level: None
 
 GRIPPER_LINK = "ee_gripper_link"
 JOINT_LIMIT = 0.9  # rad/s and rad/s^2, of every arm joint

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 class ViTSizes:
     """Sizes of one encoder.
 
-    patches: number of patches per image. registers: 0 means no class token either. stem: channels of convolutions before
-    the patches, each of which halves the picture; none in the published checkpoints.
+    patches: number of patches per image. registers: 0 means no class token either. stem: channels of convolutions
+    before the patches, each of which halves the picture; none in the published checkpoints.
     """
 
     width: int
