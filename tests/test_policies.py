@@ -463,7 +463,7 @@ def test_tiny_checkpoint_is_small_and_repeatable(checkpoint: Path, tmp_path: Pat
 
 
 def test_stem_is_read_off_the_weights_and_looks_over_the_edges_of_a_patch(policy: OpenVLAPolicy) -> None:
-    """Pixel 24 goes to 12, 6, 3 of the halved pictures, inside a patch; pixel 31 to 15 and 16, then 7 and 8, 3 and 4."""
+    """Pixel 24 goes to 12, 6, 3 of the halved pictures, inside a patch; pixel 31 to 15 and 16, then 7, 8, 3, 4."""
     encoder = policy.network.vision_backbone.featurizer
     assert (encoder.sizes.stem, encoder.sizes.patch, encoder.sizes.patches) == ((16, 32, 64), 16, 64)
     picture = torch.zeros(3, 3, 128, 128)
