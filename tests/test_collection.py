@@ -8,10 +8,11 @@ import random
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,11 @@ import pytest
 import torch
 
 from test_demos import META, episode, pictures
-from vlapost import collect_demos, config, curve, pretrain, recipe, train
+from vlapost import attempts, collect_demos, config, curve, pretrain, recipe, train
 from vlapost.config import UserError
+from vlapost.envs.episodes import reserved
 from vlapost.experience import verified
+from vlapost.experience.collect import Stopwatch
 from vlapost.experience.demos import DemoDataset
 from vlapost.experience.shards import DamagedShardError, DemoEpisode, Failure, encode_image, list_shards, open_shard
 from vlapost.experience.writer import DemoWriter
@@ -49,7 +52,9 @@ def candidates(folder: Path) -> list[int]:
 def collect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`collect_demos.collect` with cheap attempts; nothing else of it is replaced."""
 
-    def results(pool: object, cfg: config.Config, coming: Iterable[int]) -> Iterator[DemoEpisode | Failure]:
+    def results(
+        pool: object, cfg: config.Config, coming: Iterable[int], spent: object
+    ) -> Iterator[DemoEpisode | Failure]:
         return map(outcome, coming)
 
     monkeypatch.setattr(collect_demos, "results", results)
@@ -120,6 +125,41 @@ def test_processes_that_divide_the_attempts_differently_are_told(tmp_path: Path)
     assert len(list_shards(tmp_path)) == 1
     with pytest.raises(UserError, match=r"demos\.part is 3; it must be 0 to 2"):
         config.load("base", ["demos.part=3", "demos.parts=3"])
+
+
+def test_where_the_time_went() -> None:
+    """Two workers in 10 s have 20; the main process wrote for one of its ten."""
+    seconds = {"wall": 10.0, "planning": 2.0, "simulation": 10.0, "drawing": 4.0, "encoding": 1.0, "writing": 1.0}
+    expected = {"planning": 0.1, "simulation": 0.5, "drawing": 0.2, "encoding": 0.05}
+    expected |= {"starting, waiting": 0.15, "writing, beside it": 0.1}
+    assert collect_demos.shares(seconds, 2) == pytest.approx(expected)
+    assert collect_demos.shares({}, 2) == {}
+
+
+def test_an_attempt_that_breaks_is_a_failure_with_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such screw")
+
+    monkeypatch.setattr(attempts.Worker, "tools", (SimpleNamespace(), SimpleNamespace()))
+    monkeypatch.setattr(attempts, "record", broken)
+    found, seconds = attempts.timed_attempt(3, 7, None)
+    assert found == Failure(3, 7, "ended by RuntimeError") and set(seconds) == {*collect_demos.STAGES}
+
+
+def test_when_every_start_was_tried_the_collection_says_so() -> None:
+    cfg = config.load("base", ["env.id=PutOnPlateInScene25Single-v1", "env.obj_set=train"])
+    starts = 784 * 4 - len(reserved(cfg.env.id, "train"))
+    drawn = [collect_demos.episode_of(cfg, k) for k in range(starts)]
+    assert len(set(drawn)) == starts
+    with pytest.raises(UserError, match=f"have been tried, {starts} of them; data/demos can hold no more"):
+        collect_demos.episode_of(cfg, starts)
+    with ThreadPoolExecutor(1) as pool:  # heard when its turn comes, not when it is handed out
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(collect_demos, "timed_attempt", lambda candidate, *_: (Failure(candidate, 0, "x"), {}))
+            stream = collect_demos.results(pool, cfg, range(starts - 2, starts + 2), Stopwatch())
+            assert [next(stream).candidate, next(stream).candidate] == [starts - 2, starts - 1]
+        with pytest.raises(UserError, match="have been tried"):
+            next(stream)
 
 
 def test_a_hopeless_collection_ends(collect, monkeypatch: pytest.MonkeyPatch) -> None:

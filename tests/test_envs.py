@@ -350,6 +350,15 @@ def test_gym_refuses_to_reset_some_scenes(gym):
         gym.reset(options={"env_idx": ids()})
 
 
+def test_gym_reset_can_draw_another_set(gym):
+    unseen = gym.unwrapped.pack.objects[16:]
+    for seed in range(2):
+        gym.reset(seed=seed, options={"obj_set": "test"})
+        assert gym.unwrapped.get_language_instruction()[0] in [f"put {thing.name} on plate" for thing in unseen]
+    gym.reset(seed=0)
+    assert gym.unwrapped.setup.objects == range(16)
+
+
 def test_camera_sees_the_grid_where_the_papers_does(gym):
     gym.reset(options={"episode_id": ids(episode(CARROT))})
     view = gym.unwrapped.scene.sensors["3rd_view_camera"].get_params()

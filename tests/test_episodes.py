@@ -1,11 +1,13 @@
 import math
 
+import gymnasium
 import pytest
 import torch
 
+import vlapost.envs.scene  # noqa: F401, which registers the environments
 from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
-from vlapost.envs.episodes import decode, digits_of, draw, encode, held_out, make_held_out, reserved
+from vlapost.envs.episodes import Order, chosen, decode, digits_of, draw, encode, held_out, make_held_out, reserved
 from vlapost.envs.places import RING, SQUARE, Places
 from vlapost.envs.setups import ARM_OFFSETS, TEMPLATES, declare, find_setup
 
@@ -132,7 +134,8 @@ def test_number_of_episodes_of_every_setup(name):
 
 
 def test_seventeen_environments():
-    assert len([env_id for env_id in declare("v2") if env_id.startswith(PREFIX)]) == 17
+    ids = [env_id for env_id in declare("v2") if env_id.startswith(PREFIX)]
+    assert len(ids) == 17 and all(gymnasium.spec(env_id).max_episode_steps == 80 for env_id in ids)
 
 
 def test_a_distance_of_exactly_the_limit_is_never_further():
@@ -189,7 +192,35 @@ def test_training_never_starts_from_a_held_out_episode_of_any_set_like_it():
     digits["object"] = digits["object"] - few.objects.start
     assert torch.isin(encode(few, digits), reserved(MAIN, "few")).all()
     assert torch.isin(held_out(MAIN, "few"), reserved(MAIN, "few")).all()
-    assert len(reserved(PREFIX + "EEPose-v1", "test")) == 1024  # starts like no other
+    alone = reserved(PREFIX + "EEPose-v1", "test")  # starts like no other, in one protocol as in the other
+    both = [held_out(PREFIX + "EEPose-v1", "test", protocol) for protocol in ("v2", "paper")]
+    assert torch.equal(alone, torch.cat(both).unique()) and len(alone) > 1200
+    assert torch.isin(held_out(PREFIX + "Carrot-v1", "train"), reserved(MAIN, "train", "paper")).all()
+
+
+def test_who_names_no_episode_gets_none_that_is_held_out():
+    setup, named = find_setup(PREFIX + "Single-v1", "train"), (PREFIX + "Single-v1", "train", "v2")
+    drawn = chosen(setup, named, None, 4000, torch.Generator().manual_seed(0))
+    assert len(drawn) == 4000 and not torch.isin(drawn, reserved(*named)).any() and len(drawn.unique()) > 1500
+    carrots = find_setup("WidowXCarrotOnPlate-v1", "test"), ("WidowXCarrotOnPlate-v1", "test", "v2")
+    everything = chosen(*carrots, None, 500, torch.Generator().manual_seed(0))  # what is held out whole
+    assert len(everything.unique()) > 20
+    assert chosen(setup, named, [7, 9], 2, torch.Generator()).tolist() == [7, 9]
+    with pytest.raises(UserError, match=r"holds 3 ids; give one for each of 2 scenes"):
+        chosen(setup, named, [7, 9, 11], 2, torch.Generator())
+
+
+def test_an_order_of_episodes_has_each_once_but_those_left_out():
+    order = Order(3136, torch.tensor([5, 7]), seed=1)
+    last, first = order[3133], order[0]  # asked for in any order
+    everything = [order[k] for k in range(3134)]
+    assert sorted(everything) == [id_ for id_ in range(3136) if id_ not in (5, 7)]
+    assert (everything[0], everything[-1]) == (first, last) and everything != sorted(everything)
+    with pytest.raises(IndexError):
+        order[3134]
+    other = Order(3136, torch.tensor([5, 7]), seed=2)
+    assert [other[k] for k in range(9)] != everything[:9] and Order(3136, torch.tensor([5, 7]), 1)[3133] == last
+    assert len({Order(10**11, torch.tensor([]), 0)[k] for k in range(2000)}) == 2000
 
 
 def test_protocols_differ_in_tables_and_yaws():

@@ -1,5 +1,6 @@
 """The report over all setups: arithmetic by hand, and the command with the real simulator."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from vlapost import config, generalization, recipe
+from vlapost import config, evaluate, generalization, recipe
+from vlapost.assets.pack import edition
 from vlapost.config import UserError
 from vlapost.envs.setups import EVALUATED, TASKS
 from vlapost.evaluation import charts, log
@@ -51,6 +53,16 @@ def test_bootstrap_of_a_rate_agrees_with_its_standard_error() -> None:
     assert (end["boot_high"] - end["boot_low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
 
 
+def test_setups_on_the_same_starts_are_not_more_starts() -> None:
+    """Outcomes that agree start by start: their mean is known no better than one of them, and they do not differ."""
+    outcome = episodes(*(np.random.default_rng(1).random(100) < 0.5).astype(int))
+    results = {name: [outcome] for name in ("ind", "table", "noise-w", "noise-s")}
+    found = scores(results, {"vision": ["table", "noise-w", "noise-s"]})
+    mean, one = found["groups"]["vision"]["success_end"], found["setups"]["ind"]["success_end"]
+    assert (mean["low"], mean["high"]) == pytest.approx((one["boot_low"], one["boot_high"]))
+    assert found["setups"]["table"]["relative_drop"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_more_seeds_on_the_same_episodes_are_not_more_episodes() -> None:
     once = episodes(1, 1, 0, 0, 1, 0, 1, 1, 0, 1)
     one, three = ({"ind": [once] * n, "table": [episodes(*[0] * 9, 1)] * n} for n in (1, 3))
@@ -84,7 +96,10 @@ def test_two_policies_on_the_same_episodes() -> None:
 
 
 def test_published_numbers() -> None:
-    assert set(published("success_end")) == set(EVALUATED)
+    assert set(published("success_end")) == {*EVALUATED, "vision", "semantics", "execution"}
+    for group in ("vision", "semantics", "execution"):  # the means of the columns, as far as three digits go
+        members = [published("success_end")[name] for name, setup in EVALUATED.items() if setup.group == group]
+        assert np.mean(members, axis=0) == pytest.approx(published("success_end")[group], abs=1e-3)
     assert published("success_end")["reposition"] == (0.286, 0.745)
     drop = published("success_end")["robot-pose"][1] / published("success_end")["ind"][1] - 1
     assert drop == pytest.approx(-0.150, abs=5e-4)
@@ -94,14 +109,24 @@ def test_published_numbers() -> None:
 def test_report_files(tmp_path: Path) -> None:
     titles = {name: setup.title for name, setup in EVALUATED.items()}
     results = {name: [episodes(1, 0, 1, i % 2)] for i, name in enumerate(EVALUATED)}
-    about = {"title": "Test", "episodes": 4, "protocol": "v2", "actor": "random"}
+    about = {
+        "title": "Test",
+        "episodes": 4,
+        "scenes": "assets x, protocol v2",
+        "actor": "random",
+        "spent": "64 in 2 minutes",
+    }
+    (tmp_path / "strips.png").touch()  # of an earlier report
     write_report(tmp_path, results, titles, {"vision": ["table", "noise-w"]}, about)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"scores.json", "tables.md", "success.png", "radar.png", "trajectories.png"}
-    assert json.loads((tmp_path / "scores.json").read_text())["protocol"] == "v2"
+    assert json.loads((tmp_path / "scores.json").read_text())["actor"] == "random"
     table = (tmp_path / "tables.md").read_text()
+    assert "4 episodes per setup, assets x, protocol v2; random, 64 in 2 minutes. Percent.\n" in table
     assert "| Noise-w | " in table and "90.1 / 85.4 / 70.8 | 94.8 / 91.1 / 85.4" in table
-    assert "| mean vision | " in table and "82.0" in table and "Obj. Rep." not in table  # no group of it was asked for
+    assert (
+        "| mean vision | " in table and "| 64.2 | 76.6 | 82.0 |" in table and "Obj. Rep." not in table
+    )  # no group of it was asked for
 
 
 def test_strips_stand_one_below_the_other(tmp_path: Path) -> None:
@@ -117,7 +142,7 @@ def test_a_report_on_the_tasks_has_no_column_for_what_nobody_published(tmp_path:
     assert generalization.chosen(config.load("tasks", ["evaluation.actor=planner"])) == list(TASKS)
     titles = {name: task.title for name, task in TASKS.items()}
     results = {name: [episodes(1, 0)] for name in TASKS}
-    about = {"title": "Test", "episodes": 2, "protocol": "v2", "actor": "planner"}
+    about = {"title": "Test", "episodes": 2, "scenes": "assets tasks", "actor": "planner", "spent": "10 in 1 minutes"}
     write_report(tmp_path, results, titles, {"tasks": list(TASKS)}, about)
     table = (tmp_path / "tables.md").read_text()
     assert "| setup | grasp | continuous | success at end | ever |\n" in table
@@ -138,15 +163,22 @@ def test_the_planner_solves_and_chance_does_not(tmp_path: Path, monkeypatch: pyt
         assert line["setup"] == name and line["seed"] == 0 and line["object"] and line["table"]
         assert (planner / f"{name}-seed0" / str(line["video"])).is_file()
     before = (planner / "ind-seed0/episodes.jsonl").read_text()
-    (strips := planner / "report/strips.png").unlink()  # of every setup there was one
+    assert not (planner / "report").exists()  # which is for all setups
+    spent = json.loads((planner / "spent.json").read_text())
+    assert spent["episodes"] == 6 and spent["seconds"] > 0
+    told = (planner / "report-some/tables.md").read_text().splitlines()[2]
+    assert told.startswith("2 episodes per setup, assets procedural, protocol v2, 128x128; planner, 6 in ")
+    (strips := planner / "report-some/strips.png").unlink()  # of every setup there was one
     shutil.rmtree(planner / "reposition-seed0/videos")
     generalization.run([*words, "evaluation.actor=planner"])
     assert (planner / "ind-seed0/episodes.jsonl").read_text() == before
     assert strips.is_file()
+    again = json.loads((planner / "spent.json").read_text())
+    assert again["episodes"] == 6 and again["seconds"] > spent["seconds"]
 
     generalization.run([*words, "evaluation.actor=random", f"against={planner}"])
     chance = next(p for p in (tmp_path / "lightning_logs/base/generalization").iterdir() if p != planner)
-    found = json.loads((chance / "report/comparison.json").read_text())["setups"]["ind"]
+    found = json.loads((chance / "report-some/comparison.json").read_text())["setups"]["ind"]
     assert (found["better"], found["worse"], found["n"]) == (0, 2, 2)
 
 
@@ -157,8 +189,15 @@ def test_mistakes_have_a_sentence(tmp_path: Path) -> None:
         generalization.chosen(config.load("base", ["generalization.setups=[]"]))
     with pytest.raises(UserError, match="holds no report"):
         generalization.run([f"against={tmp_path}", "evaluation.actor=random"])
-    with pytest.raises(UserError, match="only 64 episodes are held out"):
+    with pytest.raises(
+        UserError, match=r"3 x 64 episodes; set evaluation\.episodes=64 generalization\.seeds=3, or less"
+    ):
         generalization.run(["env.protocol=paper", "evaluation.actor=random"])
+    with pytest.raises(UserError, match=r"env\.assets is 'world', which no setup is reported on"):
+        generalization.chosen(config.load("base", ["env.assets=world"]))
+    assert generalization.chosen(
+        config.load("base", ["generalization.seeds=2", "evaluation.temperature=0", "evaluation.actor=random"])
+    )
     with pytest.raises(UserError, match="the planner draws nothing; set it to 1"):
         generalization.run(["generalization.seeds=3", "evaluation.actor=planner"])
     with pytest.raises(UserError, match="temperature 0 draws nothing"):
@@ -181,9 +220,14 @@ def test_in_protocol_paper_each_seed_has_its_own_64_episodes(tmp_path: Path) -> 
 def test_only_results_of_the_same_scenes_are_compared(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     env = {"protocol": "v2", "assets": "paper", "image_size": [128, 128], "shader": "minimal", "sim_freq": 500}
-    (tmp_path / "report" / "scores.json").write_text(json.dumps({"config": {"env": env}}))
-    with pytest.raises(UserError, match=r"was made with env\.assets=paper; give the same here"):
+    scenes = {"config": {"env": env | {"backend": "cpu"}}, "edition": "procedural-1"}
+    (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
+    with pytest.raises(UserError, match=r"was made with env\.assets=procedural-1; only the same scenes"):
         generalization.load(config.load("base"), tmp_path, ["ind"])
+    scenes["edition"] = edition("procedural")
+    (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
+    with pytest.raises(UserError, match="holds no episodes of ind, table; name setups that both have"):
+        generalization.load(config.load("base"), tmp_path, ["ind", "table"])
 
 
 def test_folders_tell_apart_what_may_not_be_counted_together() -> None:
@@ -192,6 +236,17 @@ def test_folders_tell_apart_what_may_not_be_counted_together() -> None:
     folders = [generalization.folder(config.load("base", [word])) for word in words]
     assert folders[0] == generalization.folder(config.load("base"))
     assert len(set(folders)) == len(words)
+
+
+def test_an_actor_that_was_changed_is_another_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    c = config.load("base", ["evaluation.actor=my_own_policy:act"])
+    nothing = evaluate.identity(c)  # there is no such module yet
+    (tmp_path / "my_own_policy.py").write_text("def act(observations): ...\n")
+    importlib.invalidate_caches()
+    first = evaluate.identity(c)
+    (tmp_path / "my_own_policy.py").write_text("def act(observations): return None\n")
+    assert len({nothing, first, evaluate.identity(c)}) == 3
 
 
 def test_your_own_function_can_act() -> None:

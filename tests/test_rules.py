@@ -1,10 +1,12 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vlapost.contracts import Metrics
 from vlapost.envs import rules
+from vlapost.envs.bodies import are_moving
 from vlapost.envs.tasks import INTO, NEAR, ON, STACKED
 
 PLATE_HALF = torch.tensor([[0.055, 0.055, 0.003]])
@@ -191,3 +193,15 @@ def test_episodes_of_a_batch_are_independent():
     torch.testing.assert_close(rules.potential(progress.metrics), torch.tensor([0.2, 0.0]))
     assert progress.held.tolist() == [5, 0]
     assert progress.metrics.success_once.tolist() == [False, True]
+
+
+def test_a_scene_moves_by_itself_or_in_protocol_paper_with_the_others() -> None:
+    """Above 1 mm/s or 0.01 rad/s, over both bodies of a scene; with the authors' code over all scenes together."""
+    still, falling = torch.zeros(3, 3), torch.tensor([[0.0, 0, 0], [0, 0, -0.002], [0, 0, 0]])
+    turning = torch.tensor([[0.0, 0, 0], [0, 0, 0], [0, 0.02, 0]])
+    first = SimpleNamespace(linear_velocity=falling, angular_velocity=still)
+    second = SimpleNamespace(linear_velocity=still, angular_velocity=turning)
+    assert are_moving([first, second], together=False).tolist() == [False, True, True]
+    assert are_moving([first, second], together=True).tolist() == [True] * 3
+    barely = SimpleNamespace(linear_velocity=falling / 4, angular_velocity=turning / 4)
+    assert not are_moving([barely, barely], together=False).any()

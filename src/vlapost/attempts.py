@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from vlapost.cli import end_with_parent
-from vlapost.config import Config
+from vlapost.config import Config, UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,10 +48,40 @@ def tools() -> tuple[SceneVector, ArmPlanner]:
 
 def attempt(candidate: int, episode_id: int, seed: list[int] | None) -> DemoEpisode | Failure:
     """Try one episode in this process; `seed` is that of a disturbance (None: there is none) or of its views."""
+    return timed_attempt(candidate, episode_id, seed)[0]
+
+
+def timed_attempt(
+    candidate: int, episode_id: int, seed: list[int] | None
+) -> tuple[DemoEpisode | Failure, dict[str, float]]:
+    """`attempt`, and the seconds it took: "planning", "simulation", "drawing" and "encoding"."""
+    from vlapost.experience.shards import Failure
+
+    env, planner = tools()
+    env.drawing = planner.planning = 0.0
+    begin = perf_counter()
+    result: Recording | str
+    try:
+        result = record(env, planner, episode_id, seed)
+    except UserError:
+        raise
+    except Exception as error:  # one attempt of many: it would end the same command again and again
+        result = f"ended by {type(error).__name__}"
+    recorded = perf_counter()
+    outcome: DemoEpisode | Failure
+    if isinstance(result, str):
+        outcome = Failure(candidate, episode_id, result)
+    else:
+        outcome = as_demo(candidate, episode_id, result)
+    spent = {"planning": planner.planning, "drawing": env.drawing, "encoding": perf_counter() - recorded}
+    return outcome, {"simulation": recorded - begin - planner.planning - env.drawing, **spent}
+
+
+def record(env: SceneVector, planner: ArmPlanner, episode_id: int, seed: list[int] | None) -> Recording | str:
+    """Demonstrate an episode, or look around in it; a failure is answered by its cause."""
     import numpy as np
 
     from vlapost.experience.action_filter import steps_to_draw
-    from vlapost.experience.shards import Failure
     from vlapost.planner.demonstrate import demonstrate
     from vlapost.planner.views import look_around
 
@@ -61,12 +92,8 @@ def attempt(candidate: int, episode_id: int, seed: list[int] | None) -> DemoEpis
         return steps_to_draw(actions, d.min_translation, d.min_rotation)
 
     if d.views:
-        result = look_around(*tools(), episode_id, d.views, np.random.default_rng(seed))
-    else:
-        result = demonstrate(*tools(), episode_id, rng, choose if d.frames == "kept" else None)
-    if isinstance(result, str):
-        return Failure(candidate, episode_id, result)
-    return as_demo(candidate, episode_id, result)
+        return look_around(env, planner, episode_id, d.views, np.random.default_rng(seed))
+    return demonstrate(env, planner, episode_id, rng, choose if d.frames == "kept" else None)
 
 
 def as_demo(candidate: int, episode_id: int, result: Recording) -> DemoEpisode:

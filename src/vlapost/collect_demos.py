@@ -4,10 +4,10 @@
     make demos N=64000 ARGS="demos.path=data/many demos.part=3 demos.parts=16 demos.workers=4"
     python -m vlapost.collect_demos [configuration] [key=value ...]
 
-Attempt k = 0, 1, 2, ... starts in an episode drawn from (demos.seed, k), never a held-out one. The first
-`demos.episodes` attempts that succeed are the set (and the next `demos.held_out` those to look at only), whatever the
-number of workers. What is finished stays: the same command continues after an interruption, and a larger demos.episodes
-adds to what is there.
+Attempt k = 0, 1, 2, ... starts in the k-th of all episodes that are not held out, in a random order that `demos.seed`
+decides, so that none comes twice. The first `demos.episodes` attempts that succeed are the set (and the next
+`demos.held_out` those to look at only), whatever the number of workers. What is finished stays: the same command
+continues after an interruption, and a larger demos.episodes adds to what is there.
 
 With `demos.parts` each process makes its own blocks of attempts, into one folder or into folders that are copied
 together afterwards; the command without parts then makes what is still missing, and checks every shard.
@@ -16,10 +16,11 @@ together afterwards; the command without parts then makes what is still missing,
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,30 +28,46 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from vlapost.attempts import attempt, start
+from vlapost.attempts import start, timed_attempt
 from vlapost.cli import console, main, parse, progress
 from vlapost.config import ROOT, Config, UserError, load
 from vlapost.evaluation.summary import write_json
 
 if TYPE_CHECKING:
+    from vlapost.envs.episodes import Order
+    from vlapost.experience.collect import Stopwatch
     from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, ShardFile
     from vlapost.experience.writer import DemoWriter
 
+    Timed = tuple[DemoEpisode | Failure, dict[str, float]]
+
 HOPELESS = 100  # attempts without any success: something is broken
+STAGES = ("planning", "simulation", "drawing", "encoding")  # of a worker's time
 QUEUED = 4  # attempts handed out per worker, so that none waits for another
 
 
 def episode_of(cfg: Config, candidate: int) -> int:
-    """The episode of an attempt: a function of the seed and its number alone."""
-    import numpy as np
-    import torch
+    """The episode of an attempt: a function of the seed and its number alone; no two attempts have the same.
 
-    from vlapost.envs.episodes import draw, reserved
-    from vlapost.envs.setups import setup_of
+    Raises:
+        UserError: there are not so many episodes.
+    """
+    env = cfg.env
+    try:
+        return _order(env.id, env.obj_set, env.protocol, cfg.demos.seed)[candidate]
+    except IndexError:
+        raise UserError(
+            f"All starts of {env.id} {env.obj_set} that are not held out have been tried, {candidate} of them; "
+            f"{cfg.demos.path} can hold no more demonstrations."
+        ) from None
 
-    seed = int(np.random.SeedSequence([cfg.demos.seed, candidate]).generate_state(1)[0])
-    excluded = reserved(cfg.env.id, cfg.env.obj_set, cfg.env.protocol)
-    return int(draw(setup_of(cfg.env), 1, torch.Generator().manual_seed(seed), excluded))
+
+@cache
+def _order(env_id: str, obj_set: str, protocol: str, seed: int) -> Order:
+    from vlapost.envs.episodes import Order, reserved
+    from vlapost.envs.setups import find_setup
+
+    return Order(find_setup(env_id, obj_set, protocol).total, reserved(env_id, obj_set, protocol), seed)
 
 
 def seed_of(cfg: Config, candidate: int) -> list[int] | None:
@@ -63,14 +80,32 @@ def seed_of(cfg: Config, candidate: int) -> list[int] | None:
     return seed if np.random.default_rng(seed[:2]).random() < cfg.demos.disturbed else None
 
 
-def results(pool: ProcessPoolExecutor, cfg: Config, candidates: Iterable[int]) -> Iterator[DemoEpisode | Failure]:
-    """Outcomes of the attempts `candidates`, which may go on for ever, in their order, computed in parallel."""
-    waiting: deque[Future[DemoEpisode | Failure]] = deque()
+def results(
+    pool: ProcessPoolExecutor, cfg: Config, candidates: Iterable[int], watch: Stopwatch
+) -> Iterator[DemoEpisode | Failure]:
+    """Outcomes of the attempts `candidates`, which may go on for ever, in their order, computed in parallel.
+
+    watch: the workers' seconds by stage are added to its own.
+    """
+    waiting: deque[Future[Timed]] = deque()
     coming = iter(candidates)
     while True:
         for candidate in islice(coming, QUEUED * cfg.demos.workers - len(waiting)):
-            waiting.append(pool.submit(attempt, candidate, episode_of(cfg, candidate), seed_of(cfg, candidate)))
-        yield waiting.popleft().result()
+            waiting.append(_submit(pool, cfg, candidate))
+        outcome, seconds = waiting.popleft().result()
+        for stage, value in seconds.items():
+            watch.seconds[stage] += value
+        yield outcome
+
+
+def _submit(pool: ProcessPoolExecutor, cfg: Config, candidate: int) -> Future[Timed]:
+    """Hand an attempt to a worker; that there is none is heard only when its turn comes."""
+    try:
+        return pool.submit(timed_attempt, candidate, episode_of(cfg, candidate), seed_of(cfg, candidate))
+    except UserError as error:
+        none: Future[Timed] = Future()
+        none.set_exception(error)
+        return none
 
 
 def collect(cfg: Config) -> DemoWriter:
@@ -89,13 +124,14 @@ def collect(cfg: Config) -> DemoWriter:
     open_pack(cfg.env.assets)  # drawn here if it is not there yet, where its progress can be seen
     in_worker = replace(cfg, env=replace(cfg.env, backend="cpu"))  # the same wherever training simulates
     pool = ProcessPoolExecutor(d.workers, get_context("spawn"), start, (in_worker,))
-    stream = results(pool, cfg, (candidate for begin, end in writer.gaps() for candidate in range(begin, end)))
+    candidates = (candidate for begin, end in writer.gaps() for candidate in range(begin, end))
+    stream = results(pool, cfg, candidates, writer.watch)
     bar = progress("demo")
     name = "demonstrations" + (f", part {d.part} of {d.parts}" if d.parts > 1 else "")
     share = -(-wanted // d.parts)
     task = bar.add_task(name, total=share, completed=writer.episodes, note="starting simulators")
     try:
-        with bar:
+        with writer.watch("wall"), bar:
             fill(writer, stream, wanted, lambda done, note: bar.update(task, completed=done, note=note))
     except BrokenProcessPool:
         raise UserError(
@@ -194,7 +230,16 @@ def left_out(file: ShardFile) -> None:
     console.print(f"{file.path} is damaged; its demonstrations are left out.", soft_wrap=True)
 
 
-def report(folder: Path, writer: DemoWriter) -> None:
+def shares(seconds: Mapping[str, float], workers: int) -> dict[str, float]:
+    """Shares of the workers' time, and of the main process's that it writes in; empty where nothing was collected."""
+    if "wall" not in seconds:
+        return {}
+    found = {stage: seconds.get(stage, 0.0) / (workers * seconds["wall"]) for stage in STAGES}
+    writing = seconds.get("writing", 0.0) / seconds["wall"]
+    return {**found, "starting, waiting": 1 - sum(found.values()), "writing, beside it": writing}
+
+
+def report(folder: Path, writer: DemoWriter, workers: int) -> None:
     """Print what the folder, or this part of it, holds; what the folder holds goes to `failures.json` there too."""
     size = sum(file.stat().st_size for file in folder.glob("shard-*.arrow"))
     which = f", part {writer.part} of {writer.parts}" if writer.parts > 1 else ""
@@ -207,9 +252,12 @@ def report(folder: Path, writer: DemoWriter) -> None:
     for cause, count in writer.failures.most_common():
         table.add_row(f"failed: {cause}", str(count))
     table.add_row("size of the folder", f"{size / 1e6:.1f} MB")
+    spent = shares(writer.watch.seconds, workers)
+    for stage, share in spent.items():
+        table.add_row(f"time: {stage}", f"{share:.1%}")
     console.print(table)
     if writer.parts == 1:
-        content = {"demonstrations": writer.episodes, "failed": dict(writer.failures.most_common())}
+        content = {"demonstrations": writer.episodes, "failed": dict(writer.failures.most_common()), "time": spent}
         write_json(folder / "failures.json", content)
 
 
@@ -218,7 +266,7 @@ def run(argv: list[str]) -> None:
     name, overrides = parse(argv, "base")
     cfg = load(name, overrides)
     writer = collect(cfg)
-    report(ROOT / cfg.demos.path, writer)
+    report(ROOT / cfg.demos.path, writer, cfg.demos.workers)
     writer.close()
 
 

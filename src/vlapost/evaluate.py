@@ -14,6 +14,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from omegaconf import OmegaConf
 from vlapost import cli, config
 from vlapost.config import ROOT, Config, UserError
 from vlapost.disk import write_text
+from vlapost.train import alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +33,23 @@ if TYPE_CHECKING:
     from vlapost.contracts import Actor, VectorEnv
     from vlapost.evaluation.parallel import Job
 
+# of a checkpoint or an adapter: what decides actions beside the weights
+BESIDE_WEIGHTS = (
+    "config.json",
+    "adapter_config.json",
+    "dataset_statistics.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+)
+PACKAGES = ("vlapost", "torch", "transformers", "mani_skill", "sapien", "mplib")
+
 
 def run(words: list[str]) -> None:
     """Evaluate and print the table."""
     c = config.load(*cli.parse(words, "base"))
     out = folder(c)
-    report = evaluate(c, out)
+    with alone(out, True):
+        report = evaluate(c, out)
     from vlapost.evaluation import summary
 
     how = report.get("decoding", c.evaluation.actor)
@@ -89,8 +103,11 @@ def job_of(c: Config, out: Path, name: str, skip: int = 0, most: int | None = No
 
 
 def identify(c: Config) -> dict[str, Any]:
-    """What stands in every report: who acted, how, and all settings."""
+    """What stands in every report: who acted, how, in which scenes, with which packages, and all settings."""
+    from vlapost.assets.pack import edition
+
     report: dict[str, Any] = {"actor": c.evaluation.actor, "protocol": c.env.protocol, "seed": c.seed}
+    report |= {"edition": edition(c.env.assets), "packages": {name: version(name) for name in PACKAGES}}
     if c.evaluation.actor == "policy":
         report["decoding"] = decoding(c)
         report["checkpoint"] = {"base": c.policy.checkpoint, "adapter": c.policy.adapter, "sha256": fingerprint(c)}
@@ -117,7 +134,7 @@ def short(c: Config) -> str:
 
 
 def fingerprint(c: Config) -> str:
-    """SHA-256 over the weights that act: those of the adapter if there is one, and those of the base.
+    """SHA-256 over what acts: weights, tokenizer, statistics and settings of the base and of the adapter, if any.
 
     Raises:
         UserError: a folder without weights.
@@ -134,7 +151,7 @@ def fingerprint(c: Config) -> str:
         if place and not weights:
             remedy = "make pretrain writes the small model" if key == "policy.checkpoint" else "give a saved adapter"
             raise UserError(f"{key} is '{place}', where there is no *.safetensors file; {remedy}.")
-        files += weights
+        files += [*weights, *(folder / name for name in BESIDE_WEIGHTS if place and (folder / name).is_file())]
     return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
@@ -157,9 +174,20 @@ def identity(c: Config) -> str:
     env = replace(c.env, num_envs=0 if alone else c.env.num_envs, assets=edition(c.env.assets))
     env_text = OmegaConf.to_yaml(OmegaConf.structured(env))
     precision = c.trainer.precision + (c.policy.quantize if c.policy.quantize != "none" else "")
-    actor = f"{c.policy.unnorm_key} {precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else ""
+    actor = f"{c.policy.unnorm_key} {precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else _source(c)
     decisive = f"{env_text} {short(c)} {c.seed} {actor}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
+
+
+def _source(c: Config) -> str:
+    """Digest of the file that an actor of one's own comes from; empty where there is none."""
+    module, _, function = c.evaluation.actor.partition(":")
+    try:
+        found = find_spec(module) if function else None
+    except (ImportError, ValueError):  # building it says what is wrong
+        return ""
+    path = Path(found.origin) if found and found.has_location and found.origin else None
+    return _digest(((path, path.stat().st_size, path.stat().st_mtime_ns),)) if path else ""
 
 
 def _claim(c: Config, out: Path) -> None:

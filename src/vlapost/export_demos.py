@@ -32,6 +32,8 @@ def run(words: list[str]) -> None:
     from vlapost.policies.files import new_folder
 
     meta, bar = meta_of(source, c.demos.skip_corrupt), cli.progress("episode")
+    if meta.views:
+        raise UserError(f"{source} holds views, in which nothing is done; set demos.path to demonstrations.")
     task = bar.add_task("export", total=wanted, note="")
     with new_folder(folder) as new, bar:
         writer = LeRobotWriter(new, meta)

@@ -6,16 +6,17 @@
     make generalization CKPT=... AGAINST=lightning_logs/sft/generalization/...   # tests the difference, same episodes
 
 Episodes and report go to lightning_logs/<run>/generalization/<who, how, on what>/: <setup>-seed<n>/episodes.jsonl (a
-line per episode), report/tables.md, scores.json, charts and strips of pictures. The same command continues where it was
-stopped.
+line per episode), report/tables.md, scores.json, charts and strips of pictures (report-some/ where only some setups are
+asked for). The same command continues where it was stopped.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from vlapost.evaluation.report import Results
 
 AGAINST = "against="
+SPENT = "spent.json"
+PACKS = ("procedural", "paper", "tasks")
+SCENES = ("protocol", "assets", "image_size", "shader", "sim_freq", "backend")  # settings that decide what a start is
 
 
 def run(words: list[str]) -> None:
@@ -38,17 +42,19 @@ def run(words: list[str]) -> None:
     c = config.load(*cli.parse([word for word in words if not word.startswith(AGAINST)], "base"))
     setups, seeds = chosen(c), range(c.generalization.seeds)
     theirs = load(c, Path(others[-1]), setups) if others else {}
+    from vlapost.envs.setups import evaluated
     from vlapost.evaluation.parallel import run_parallel
 
     out = folder(c)
     with alone(out, True):
         jobs = [job(c, out, name, seed) for name in setups for seed in seeds]
-        begin = time.monotonic()
-        found = run_parallel(evaluate.build_actor, evaluate.build_env, jobs)
+        with spending(out, jobs):
+            found = run_parallel(evaluate.build_actor, evaluate.build_env, jobs)
         results = {name: found[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(setups)}
-        cli.console.print(report(c, out / "report", results, time.monotonic() - begin))
-        if theirs:
-            cli.console.print(comparison(out / "report", results, theirs, others[-1]))
+        place = out / ("report" if setups == list(evaluated(c.env.assets)) else "report-some")
+        cli.console.print(report(c, place, results, json.loads((out / SPENT).read_text())))
+        if others:
+            cli.console.print(comparison(place, results, theirs, others[-1]))
     cli.console.print(f"Report, episodes and videos: {out}", soft_wrap=True)
 
 
@@ -58,11 +64,22 @@ def chosen(c: Config) -> list[str]:
     Raises:
         UserError: an unknown one; several seeds for an actor that draws nothing.
     """
+    from vlapost.envs.episodes import PAPER_COUNT, PAPER_SEEDS
     from vlapost.envs.setups import evaluated
 
-    e, known = c.evaluation, evaluated(c.env.assets)
-    if c.generalization.seeds > 1 and c.env.protocol == "v2" and (e.actor == "planner" or e.temperature == 0):
-        who = "the planner draws nothing" if e.actor == "planner" else "temperature 0 draws nothing"
+    e, g = c.evaluation, c.generalization
+    if c.env.assets not in PACKS:
+        raise UserError(
+            f"env.assets is '{c.env.assets}', which no setup is reported on; set one of: {', '.join(PACKS)}."
+        )
+    known = evaluated(c.env.assets)
+    if c.env.protocol == "paper" and (e.episodes > PAPER_COUNT or g.seeds > PAPER_SEEDS):
+        raise UserError(
+            f"Protocol paper has {PAPER_SEEDS} x {PAPER_COUNT} episodes; "
+            f"set evaluation.episodes={PAPER_COUNT} generalization.seeds={PAPER_SEEDS}, or less."
+        )
+    surely = {"planner": "the planner draws nothing", "policy": "temperature 0 draws nothing" * (e.temperature == 0)}
+    if g.seeds > 1 and c.env.protocol == "v2" and (who := surely.get(e.actor)):
         raise UserError(f"generalization.seeds is {c.generalization.seeds}, but {who}; set it to 1.")
     names = c.generalization.setups
     unknown = [name for name in names if name not in (*known, "all")]
@@ -92,8 +109,27 @@ def folder(c: Config) -> Path:
     return evaluate.run_folder(c) / "generalization" / name
 
 
-def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
-    """Write the report; returns the table to print."""
+@contextmanager
+def spending(out: Path, jobs: Sequence[Job]) -> Iterator[None]:
+    """Add the time that the block takes, and the episodes it finishes, to those in `out`/spent.json, come what may."""
+    from vlapost.evaluation import log
+    from vlapost.evaluation.summary import write_json
+
+    def finished() -> int:
+        return sum(len(log.read(job.out / "episodes.jsonl")) for job in jobs)
+
+    path = out / SPENT
+    before = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "episodes": 0}
+    begin, had = time.monotonic(), finished()
+    try:
+        yield
+    finally:
+        spent = time.monotonic() - begin, finished() - had
+        write_json(path, {name: value + more for (name, value), more in zip(before.items(), spent)})
+
+
+def report(c: Config, out: Path, results: Results, spent: dict[str, float]) -> Table:
+    """Write the report; returns the table to print. `spent`: seconds, and the episodes they were needed for."""
     from vlapost.envs.setups import evaluated
     from vlapost.evaluation.charts import strips
     from vlapost.evaluation.report import write_report
@@ -104,14 +140,17 @@ def report(c: Config, out: Path, results: Results, seconds: float) -> Table:
     for name, setup in known.items():
         if setup.group != "training":
             groups.setdefault(setup.group, []).append(name)
-    scores = out / "scores.json"
-    before = json.loads(scores.read_text())["seconds"] if scores.is_file() else 0
+    height, width = c.env.image_size
+    seeds = f" with each of {c.generalization.seeds} seeds" if c.generalization.seeds > 1 else ""
     about: dict[str, Any] = {
         "title": f"Generalization of {c.policy.adapter or c.policy.checkpoint}"
         if c.evaluation.actor == "policy"
         else f"Generalization of the {c.evaluation.actor} actor",
-        "episodes": c.evaluation.episodes * c.generalization.seeds,
-        "seconds": round(before + seconds),
+        "episodes": f"{c.evaluation.episodes}{seeds}",
+        "scenes": f"assets {c.env.assets}, protocol {c.env.protocol}, {height}x{width}",
+        "spent": f"{spent['episodes']} in {spent['seconds'] / 60:.0f} minutes with {c.evaluation.workers} processes",
+        "seconds": round(spent["seconds"]),
+        "seconds_for_episodes": spent["episodes"],
         **evaluate.identify(c),
     }
     table = write_report(out, results, titles, groups, about)
@@ -133,17 +172,23 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     Raises:
         UserError: there are none, or they are of other scenes.
     """
+    from vlapost.assets.pack import edition
     from vlapost.evaluation import log
 
-    scores = place / "report" / "scores.json"
-    if not scores.is_file():
+    reports = sorted(place.glob("report*/scores.json"))
+    if not reports:
         raise UserError(f"{place} holds no report; give the folder that make generalization printed at its end.")
-    other = json.loads(scores.read_text())["config"]["env"]
-    for key in ("protocol", "assets", "image_size", "shader", "sim_freq"):
-        if other[key] != getattr(c.env, key):
-            raise UserError(f"{place} was made with env.{key}={other[key]}; give the same here to compare.")
+    written = json.loads(reports[0].read_text())
+    other = written["config"]["env"] | {"assets": written["edition"]}
+    here = asdict(c.env) | {"assets": edition(c.env.assets)}
+    for key in SCENES:
+        if other[key] != here[key]:
+            raise UserError(f"{place} was made with env.{key}={other[key]}; only the same scenes can be compared.")
     paths = {name: sorted(place.glob(f"{name}-seed*/episodes.jsonl")) for name in setups}
-    return {name: [list(log.read(path).values()) for path in found] for name, found in paths.items() if found}
+    known = {name: [list(log.read(path).values()) for path in found] for name, found in paths.items() if found}
+    if not known:
+        raise UserError(f"{place} holds no episodes of {', '.join(setups)}; name setups that both have.")
+    return known
 
 
 def comparison(out: Path, ours: Results, theirs: Results, other: str) -> Table:

@@ -25,6 +25,7 @@ ABOVE_ZERO = (
     "policy.lora_alpha", "experience.temperature", "algorithm.clip", "algorithm.value_clip", "algorithm.huber_delta",
     "algorithm.beta",
 )  # fmt: skip
+MOST_ATTEMPTS = 200
 SHARES = ("demos.disturbed", "algorithm.gamma", "algorithm.gae_lambda", "algorithm.value_lambda")
 ONE_OF = {
     "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),
@@ -106,6 +107,8 @@ def check_values(config: Config) -> None:
             f"trainer.patience is {config.trainer.patience}, but nothing is watched; set demos.held_out to the number "
             "of demonstrations to keep back, trainer.eval_every, and demos in experience.schedule."
         )
+    if (attempts := config.demos.shard_attempts) > MOST_ATTEMPTS:  # a shard is held in memory until it is written
+        raise UserError(f"demos.shard_attempts is {attempts}; it must be {MOST_ATTEMPTS} or less.")
     if not 0 <= config.demos.part < config.demos.parts:
         raise UserError(
             f"demos.part is {config.demos.part}; it must be 0 to {config.demos.parts - 1} (demos.parts - 1)."

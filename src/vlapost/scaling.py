@@ -112,7 +112,9 @@ def cell(run: str, name: str, size: int, words: list[str], sets: dict[str, str])
     """The stages that train the cell `name` of a run on `size` demonstrations, which are there, and evaluate it."""
     length = config.load("sft_scaling", words).trainer.iterations
     iterations = max(1, round(length * (size / FEWEST) ** GROWTH))
-    words = [f"trainer.eval_every={-(-iterations // CHECKS)}", *words, f"demos.episodes={size}"]
+    every = -(-iterations // CHECKS)
+    iterations = -(-iterations // every) * every  # what is evaluated is what was looked at last
+    words = [f"trainer.eval_every={every}", *words, f"demos.episodes={size}"]
     words = [*words, f"trainer.iterations={iterations}", f"run={run}/{name}"]
     claim(ROOT / "lightning_logs" / run / name, config.load("sft_scaling", words), MAY_CHANGE)
     base = config.load("base", split_words(words, run)[0])
@@ -193,17 +195,20 @@ def draw(folder: Path, grid: Grid, sets: dict[str, str], rl: dict[str, Any]) -> 
 
 
 def table(grid: Grid, sets: dict[str, str], success: dict[str, Any], losses: dict[int, Any]) -> Table:
-    """A row per size: the least held-out loss (mean of the seeds), and what was reached on each set."""
+    """A row per size: the least held-out loss and the last (means of the seeds), and what was reached on each set.
+
+    The loss of each size is that on the demonstrations behind its own.
+    """
     title = f"SFT, {len(grid.seeds)} seeds: grasp, continuous grasp, success with its 95 % Wilson interval"
     view = Table(title=title)
-    for column in ("demonstrations", "held-out loss", *sets.values()):
+    for column in ("demonstrations", "held-out loss: least, last", *sets.values()):
         view.add_column(column, justify="right", no_wrap=True)
     for size in grid.sizes:
-        least = [min(values) for values in losses[size].values() if values]
+        looks = [(min(values), values[-1]) for values in losses[size].values() if values]
         cells = [success[set_][size] for set_ in sets]
         view.add_row(
             str(size),
-            f"{sum(least) / len(least):.3f}" if least else "",
+            "  ".join(f"{sum(column) / len(column):.3f}" for column in zip(*looks)),
             *(
                 f"{c['grasp']['mean']:.1%}  {c['consecutive_grasp']['mean']:.1%}  {percent(c['success_end'])}"
                 for c in cells

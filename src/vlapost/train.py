@@ -40,6 +40,7 @@ HARMLESS = (
     ".*does not have many workers.*",  # simulators do not survive a fork; loading is measured (time/loading_s)
     ".*Experiment logs directory.*",  # a resumed run
     ".*Checkpoint directory.*exists and is not empty.*",
+    ".*treespec, LeafSpec.*",  # Lightning 2.6 asks PyTorch 2.13 in an older way
 )
 
 
@@ -201,10 +202,10 @@ def alone(folder: Path, first: bool) -> Iterator[None]:
     """Hold the folder while the block runs (the first process of a run does it for all).
 
     Raises:
-        UserError: another command is training there.
+        UserError: another command is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    others = f"Another command is training in {folder}; wait for it, or stop it."
+    others = f"Another command is at work in {folder}; wait for it, or stop it."
     with hold(folder / ".lock", others) if first else nullcontext():
         yield
 

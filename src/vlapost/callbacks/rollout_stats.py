@@ -70,7 +70,8 @@ class RolloutStats(L.Callback):
         if data.stats:
             values["time/env_steps_per_s"] = (data.env_steps - self.env_steps) / (total - self.evaluation)
             values["rollout/env_steps"] = float(data.env_steps)
-        values["memory/host_gib"] = psutil.Process().memory_info().rss * world / 2**30
+        memory = psutil.Process().memory_info()  # less the pages of mapped files, which the system takes back at will
+        values["memory/host_gib"] = (memory.rss - memory.shared) * world / 2**30
         module.log_dict(values, sync_dist=True)
         for name in ("iteration", *STAGES):
             self.spent[name] += values.get(f"time/{name}_s", 0.0)

@@ -51,12 +51,13 @@ def build(scene: ManiSkillScene, name: str, models: Sequence[Model], friction: f
     return merged
 
 
-def put(actor: Actor, xy: Tensor, height: float, yaw: Tensor, side: Tensor | None = None) -> None:
+def put(actor: Actor, xy: Tensor, height: float | Tensor, yaw: Tensor, side: Tensor | None = None) -> None:
     """Put a body at `xy` `[E, 2]` (metres, world), turned by `yaw` `[E]` (radians) about z, at rest.
 
-    side: quaternion `[E, 4]` (w, x, y, z) of how it lies before it is turned; upright without one.
+    height: metres, of all or `[E]`. side: quaternion `[E, 4]` (w, x, y, z) of how it lies before it is turned; upright
+    without one.
     """
-    position = torch.cat([xy, torch.full((len(xy), 1), height)], dim=1)
+    position = torch.cat([xy, torch.as_tensor(height).reshape(-1, 1).expand(len(xy), 1)], dim=1)
     zero = torch.zeros_like(yaw)
     quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], dim=1)
     pose = Pose.create_from_pq(position, quaternion, device=actor.device)

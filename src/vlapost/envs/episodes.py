@@ -6,10 +6,12 @@ An id is a number in mixed radix whose digits are those of `Setup.radix`, the mo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from vlapost.config import UserError
 from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
 from vlapost.envs.setup import Setup
-from vlapost.envs.setups import declare, find_setup
+from vlapost.envs.setups import PROTOCOLS, declare, find_setup
 
 HELD_OUT_COUNT = 1024
 HELD_OUT_SEED = 18  # one with which no id comes twice
@@ -121,21 +123,54 @@ def encode(setup: Setup, digits: dict[str, Tensor]) -> Tensor:
 def reserved(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
     """Ids from which training never starts: the held-out list of this set, and of every other that starts alike.
 
-    Alike are setups that differ only in which objects and tables they draw: an episode of one may be one of another.
+    Alike are setups, of either protocol, that differ only in which objects and tables they draw: an episode of one may
+    be one of another.
     """
     setup = find_setup(env_id, obj_set, protocol)
     found = [held_out(env_id, obj_set, protocol)]
-    for name, sets in declare(protocol).items():
-        for set_name, other in sets.items():
-            pools = {"objects": setup.objects, "tables": setup.tables}
-            if (name, set_name) == (env_id, obj_set) or replace(other, **pools) != setup:  # type: ignore[arg-type]
-                continue
-            digits = digits_of(other, held_out(name, set_name, protocol))
+    for other_protocol, name, set_name, other in _declared():
+        same: dict[str, Any] = {key: getattr(setup, key) for key in ("objects", "tables", "places", "paper")}
+        alike = replace(other, **same) == setup and torch.equal(other.places.table, setup.places.table)
+        if alike and (other_protocol, name, set_name) != (protocol, env_id, obj_set):
+            digits = digits_of(other, held_out(name, set_name, other_protocol))
             digits["object"] += other.objects.start - setup.objects.start
             digits["table"] += other.tables.start - setup.tables.start
             inside = [(digits[key] >= 0) & (digits[key] < setup.radix[key]) for key in ("object", "table")]
             found.append(encode(setup, digits)[inside[0] & inside[1]])
     return torch.cat(found).unique()
+
+
+def _declared() -> Iterator[tuple[str, str, str, Setup]]:
+    """Every setup with its protocol, environment and set."""
+    for protocol in PROTOCOLS:
+        for name, sets in declare(protocol).items():
+            for set_name, setup in sets.items():
+                yield protocol, name, set_name, setup
+
+
+class Order:
+    """All episodes of a setup but those in `exclude`, in a random order that `seed` decides; `order[k]` is the k-th."""
+
+    def __init__(self, total: int, exclude: Tensor, seed: int) -> None:
+        self._known: list[int] = []
+        self._coming = self._draw(total, set(exclude.tolist()), torch.Generator().manual_seed(seed))
+
+    def __getitem__(self, number: int) -> int:
+        """The episode at place `number`; IndexError where there is none."""
+        while len(self._known) <= number:
+            coming = next(self._coming, None)
+            if coming is None:
+                raise IndexError(number)
+            self._known.append(coming)
+        return self._known[number]
+
+    @staticmethod
+    def _draw(total: int, seen: set[int], generator: torch.Generator) -> Iterator[int]:
+        while len(seen) < total:
+            for id_ in torch.randint(total, (1000,), generator=generator).tolist():
+                if id_ not in seen:
+                    seen.add(id_)
+                    yield id_
 
 
 def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) -> Tensor:
@@ -151,6 +186,23 @@ def draw(setup: Setup, count: int, generator: torch.Generator, exclude: Tensor) 
         more = torch.randint(setup.total, (count - len(drawn),), generator=generator)
         drawn = torch.cat([drawn, more[~torch.isin(more, exclude)]])
     return drawn
+
+
+def chosen(setup: Setup, named: tuple[str, str, str], asked: Any, count: int, generator: torch.Generator) -> Tensor:
+    """`[count]` ids to start: those `asked` for, or for None any that are not held out, if there are such.
+
+    named: environment, object set and protocol of the setup.
+
+    Raises:
+        UserError: not `count` are asked for.
+    """
+    if asked is None:
+        exclude = reserved(*named)
+        return draw(setup, count, generator, exclude[: len(exclude) if len(exclude) < setup.total else 0])
+    ids = torch.as_tensor(asked).flatten()
+    if len(ids) != count:
+        raise UserError(f"options['episode_id'] holds {len(ids)} ids; give one for each of {count} scenes.")
+    return ids
 
 
 def held_out(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:

@@ -27,7 +27,7 @@ from vlapost.config import UserError
 from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import bodies, overlay, rules, textures
 from vlapost.envs.camera import CAMERA, CAMERA_SIZE, camera_config
-from vlapost.envs.episodes import NONE, decode
+from vlapost.envs.episodes import NONE, chosen, decode
 from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
 from vlapost.envs.robot import ARM_JOINTS, FACING, PARKED_POSE, WidowX
 from vlapost.envs.setup import Blend
@@ -112,21 +112,19 @@ class PutOnPlateScene(BaseEnv):
     # ------------------------------------------------------------------ reset
 
     def reset(self, seed: Any = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Start the episodes `options["episode_id"]`, or ones drawn from `seed`; all scenes start together.
+        """Start the episodes `options["episode_id"]`, or ones drawn from `seed`, none held out; all scenes together.
 
         Raises:
-            UserError: `options["env_idx"]` asks for some of the scenes only; there is no such episode or set.
+            UserError: `options["env_idx"]` asks for some of the scenes only; no such episode or set; too few ids.
         """
         options = dict(options or {})
         if len(options.get("env_idx", range(self.num_envs))) != self.num_envs:
             raise UserError("Scenes of the benchmark are reset all together; leave env_idx out of the reset's options.")
-        self.setup = find_setup(self.env_id, options.get("obj_set", self.obj_set), self.protocol, self.pack.name)
+        named = self.env_id, options.get("obj_set", self.obj_set), self.protocol
+        self.setup = find_setup(*named, self.pack.name)
         if seed is not None:
             self.draws.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        ids = options.get("episode_id")
-        if ids is None:
-            ids = torch.randint(self.setup.total, (self.num_envs,), generator=self.draws)
-        self.episode_id = torch.as_tensor(ids).reshape(self.num_envs)
+        self.episode_id = chosen(self.setup, named, options.get("episode_id"), self.num_envs, self.draws)
         spec = self.start = decode(self.setup, self.episode_id.cpu())
         drawn = torch.stack([spec.object, spec.receptacle, spec.other_object, spec.other_receptacle], 1)
         before, self.chosen = self.chosen, [tuple(row) for row in drawn.tolist()]
@@ -135,10 +133,12 @@ class PutOnPlateScene(BaseEnv):
 
     def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
         self.agent.robot.set_pose(PARKED_POSE)
-        self._place(self.object, OBJECT, self.start.yaw)
-        self._place(self.receptacle, RECEPTACLE, self.start.receptacle_yaw)
+        heights = torch.tensor(self.setup.places.heights)
+        alone = self.start.other_object == self.start.object  # only with the authors' mistake: see `decode`
+        self._place(self.object, OBJECT, self.start.yaw, torch.where(alone, heights[-1], heights[OBJECT]))
+        self._place(self.receptacle, RECEPTACLE, self.start.receptacle_yaw, heights[RECEPTACLE])
         if self.other is not None:
-            self._place(self.other, THIRD, self.start.yaw * bool(self.setup.other_objects))
+            self._place(self.other, THIRD, self.start.yaw * bool(self.setup.other_objects), heights[THIRD])
         if self.gpu_sim_enabled:
             self.scene._gpu_apply_all()
         self._settle()
@@ -154,9 +154,9 @@ class PutOnPlateScene(BaseEnv):
         self.elapsed = 0  # control steps; ManiSkill's own counter stands still without its `step`
         self._prepare_overlay()
 
-    def _place(self, actor: Actor, place: int, yaw: Tensor, height: float | None = None) -> None:
+    def _place(self, actor: Actor, place: int, yaw: Tensor, height: float | Tensor) -> None:
         """Put a body at one of the episode's places, turned about z and at rest."""
-        bodies.put(actor, self.start.places[:, place], height or self.setup.places.heights[place], yaw)
+        bodies.put(actor, self.start.places[:, place], height, yaw)
 
     def _settle(self) -> None:
         """Let the bodies fall; scenes that still move get longer, while those at rest are put back as they were.

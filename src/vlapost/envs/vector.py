@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from dataclasses import dataclass
+from time import perf_counter
 
 import sapien
 import torch
@@ -48,6 +49,7 @@ class SceneVector:
         self._resets = 0
         self._images, self._labels = torch.empty(0), torch.empty(0)  # of the newest observation
         self.approach_reward = 0.0  # per metre that gripper and object have come nearer, beside the stage rewards
+        self.drawing = 0.0  # seconds that pictures have taken
         self.tells_state = False  # whether observations hold the state, for a critic that reads it
 
     @property
@@ -119,8 +121,10 @@ class SceneVector:
 
     def look(self) -> Observation:
         """Draw the present."""
+        begin = perf_counter()
         images, labels = zip(*(scene.render_observation() for scene in self.scenes))
         self._images, self._labels = torch.cat(images), torch.cat(labels)
+        self.drawing += perf_counter() - begin
         return self._observation()
 
     def _observation(self) -> Observation:

@@ -24,7 +24,7 @@ def read(path: Path) -> dict[int, EpisodeResult]:
     """
     if not path.is_file():
         return {}
-    text = path.read_text()
+    text = path.read_text(errors="replace")  # damage then shows in its line
     whole = text[: text.rfind("\n") + 1]
     finished = {}
     for number, line in enumerate(whole.splitlines(), start=1):

@@ -19,6 +19,7 @@ from vlapost.evaluation.episodes import EpisodeResult
 from vlapost.evaluation.summary import METRICS, rate, write_json
 
 IND = "ind"
+OPTIONAL = ("radar.png", "strips.png", "comparison.json")  # in a report's folder, only where there is something to show
 Results = Mapping[str, Sequence[Sequence[EpisodeResult]]]  # setup -> sampling seed -> episodes
 Groups = Mapping[str, Sequence[str]]  # group -> setups
 
@@ -85,6 +86,8 @@ def write_report(
 ) -> Table:
     """Write scores.json, tables.md and charts to `folder`; returns the table to print."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in OPTIONAL:  # of an earlier report
+        (folder / name).unlink(missing_ok=True)
     found = scores(results, groups)
     write_json(folder / "scores.json", {**found, **about})
     tables = {group: _rows(found, titles, [IND, *names], group) for group, names in groups.items()}
@@ -130,7 +133,8 @@ def _rows(found: Mapping[str, Any], titles: Mapping[str, str], names: Sequence[s
             )
     if group in found["groups"]:
         mean = f"{100 * again[group][1]:.1f}" if group in again else ""
-        rows.append([f"mean {group}", *_cells(found["groups"][group]), "", "", "", mean])
+        paper = [f"{100 * (share or 0):.1f}" for share in theirs["success_end"].get(group, ())] or ["", ""]
+        rows.append([f"mean {group}", *_cells(found["groups"][group]), "", *paper, mean])
     return rows
 
 
@@ -163,25 +167,32 @@ def _rate(values: np.ndarray) -> dict[str, float]:
 def _markdown(head: list[str], tables: Mapping[str, list[list[str]]], about: Mapping[str, Any]) -> str:
     how = about.get("decoding", about["actor"])
     lines = [f"# {about['title']}", ""]
-    lines += [f"{about['episodes']} episodes per setup, protocol {about['protocol']}, {how}; percent.", ""]
+    lines += [f"{about['episodes']} episodes per setup, {about['scenes']}; {how}, {about['spent']}. Percent.", ""]
     for group, rows in tables.items():
         if rows:
             lines += [f"## {group.capitalize()}", ""]
             lines += ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)] + [""]
     lines += [
         "Grasp: held at any step. Continuous: five steps in a row. Success at end: placed at the last step, the",
-        "study's measure; ever: at any step, the measure of RLinf. In brackets 95 %: Wilson's; bootstrapped for means",
-        "and for the relative drop P = (OOD - IND) / IND. The paper's: grasp / continuous / success at end of a 7B",
-        "policy in 3 x 64 episodes.",
+        "study's measure; ever: at any step, the measure of RLinf. In brackets 95 %: Wilson's; bootstrapped for means,",
+        "for the relative drop P = (OOD - IND) / IND, and where each episode was run with several seeds. The paper's:",
+        "grasp / continuous / success at end of a 7B policy in 3 x 64 episodes; of means success at end.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _interval(statistic: Any, *samples: np.ndarray) -> dict[str, float]:
-    """95 % percentile bootstrap over episodes, each sample resampled on its own."""
+    """95 % percentile bootstrap over episodes.
+
+    Held-out lists of different setups have the same objects and places in the same order, so that outcomes at the same
+    position belong together: positions are resampled, not each sample on its own, unless lengths differ.
+    """
     if all(np.ptp(sample) == 0 for sample in samples):
         return {}
-    found = bootstrap(samples, statistic, method="percentile", n_resamples=2000, random_state=0, vectorized=True)
+    paired = len({len(sample) for sample in samples}) == 1
+    found = bootstrap(
+        samples, statistic, method="percentile", n_resamples=2000, random_state=0, vectorized=True, paired=paired
+    )
     return {"low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vlapost.config import UserError
 
-VERSION = 5  # 5: after a disturbance up to a certain height, not by a certain distance
+VERSION = 6  # 6: no start comes twice
 NAME = re.compile(r"shard-(\d{8})-(\d{8})-([0-9a-f]{16})\.arrow")
 SCHEMA = pa.schema(
     [

@@ -11,6 +11,7 @@ from sys import maxsize
 
 from vlapost.config import UserError
 from vlapost.disk import hold
+from vlapost.experience.collect import Stopwatch
 from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, ShardFile, list_shards, write_shard
 from vlapost.experience.verified import check_meta, open_shards
 
@@ -30,6 +31,7 @@ class DemoWriter:
     Attributes:
         episodes, attempts, failures: what the shards of this part hold.
         skipped: its damaged shards.
+        watch: seconds by stage since then; the collector adds its own.
 
     Raises:
         UserError: another process writes this part, a shard is damaged, or the shards there have other settings.
@@ -48,6 +50,7 @@ class DemoWriter:
         (folder / self._temporary).unlink(missing_ok=True)
         self.episodes = self.attempts = 0
         self.failures: Counter[str] = Counter()
+        self.watch = Stopwatch()
         self.skipped: list[ShardFile] = []
         self._own: list[tuple[int, int, int]] = []  # begin, end, successes
         files = list_shards(folder)
@@ -102,7 +105,8 @@ class DemoWriter:
                     f"Attempts {begin} to {end - 1} are in {file.path} already; all processes that collect into one "
                     "folder need the same demos.parts and demos.shard_attempts, and a demos.part each."
                 )
-        write_shard(self.folder, self.meta, begin, end, episodes, failures, self._temporary)
+        with self.watch("writing"):
+            write_shard(self.folder, self.meta, begin, end, episodes, failures, self._temporary)
         insort(self._taken, (begin, end))
         self._count(begin, end, len(episodes), failures)
 

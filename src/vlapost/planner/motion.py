@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from time import perf_counter
 
 import mplib
 import numpy as np
@@ -46,6 +47,7 @@ class ArmPlanner(mplib.Planner):
         self.link_name_2_idx = {name: i for i, name in enumerate(self.pinocchio_model.get_link_names())}
         self.move_group_joint_indices = self.robot.get_move_group_joint_indices()
         self.joint_limits = np.concatenate(self.pinocchio_model.get_joint_limits())
+        self.planning = 0.0  # seconds that plans have taken
         self.joint_vel_limits = self.joint_acc_limits = np.full(ARM_JOINTS, JOINT_LIMIT)
 
     def pose(self, qpos: FloatArray) -> tuple[FloatArray, Rotation]:
@@ -67,6 +69,15 @@ class ArmPlanner(mplib.Planner):
             apart and one point per control step runs a little faster than planned. None if there is no such motion
             within the joint limits and without self-collision.
         """
+        begin = perf_counter()
+        try:
+            return self._plan(qpos, position, rotation, acceleration)
+        finally:
+            self.planning += perf_counter() - begin
+
+    def _plan(
+        self, qpos: FloatArray, position: FloatArray, rotation: Rotation, acceleration: float
+    ) -> FloatArray | None:
         self.joint_acc_limits = np.full(ARM_JOINTS, acceleration)
         target = np.concatenate([position, np.roll(rotation.as_quat(), 1)])
         for step in PATH_STEPS:
