@@ -181,6 +181,14 @@ def test_the_planner_solves_and_chance_does_not(tmp_path: Path, monkeypatch: pyt
     found = json.loads((chance / "report-some/comparison.json").read_text())["setups"]["ind"]
     assert (found["better"], found["worse"], found["n"]) == (0, 2, 2)
 
+    # the same episodes, to the last digit, in two processes of a scene each instead of one of two
+    monkeypatch.setattr(generalization.evaluate, "ROOT", tmp_path / "divided")
+    generalization.run([*words, "evaluation.actor=random", "evaluation.workers=2", "env.num_envs=1"])
+    (divided,) = (tmp_path / "divided/lightning_logs/base/generalization").iterdir()
+    for name in ("ind", "robot-pose", "reposition"):
+        one, two = (log.read(place / f"{name}-seed0/episodes.jsonl") for place in (chance, divided))
+        assert one == two and len(two) == 2
+
 
 def test_mistakes_have_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"names 'tabel'; it may hold all, or some of: ind, table"):

@@ -63,6 +63,11 @@ def test_cells_share_a_warm_up_where_its_settings_are_the_same(monkeypatch: pyte
         planned(monkeypatch, tmp_path, ["11", "seeds=[0]", "optim.lr=1"])
 
 
+def test_a_cell_can_be_run_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    products = planned(monkeypatch, tmp_path, ["4b", "seeds=[0]", "only=[hn]"])
+    assert [p for p in products if p.endswith("ppo/adapter")] == ["study-4b/hn-seed0/ppo/adapter"]
+
+
 def test_sizes_that_do_not_fit_in_one_cell_leave_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="whole pairs"):  # TPO, the last
         planned(monkeypatch, tmp_path, ["3b", "seeds=[0]", "optim.accumulate=1"])
@@ -85,6 +90,7 @@ def test_a_study_keeps_its_warm_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (["5a", "seeds=[]"], "no seeds"),
         (["5a", "seeds=[x]"], "seeds"),
         (["5a", "seeds=[0"], "seeds"),
+        (["4b", "only=[h1]"], "has no cell 'h1'; it has h0, hn, h0 to hn, separate"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], part: str) -> None:

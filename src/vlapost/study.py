@@ -3,7 +3,7 @@
 conf/study/<FIG>.yaml names the cells of the grid and how each differs; every cell is trained with every seed, from a
 warm-up that all cells with the same warm-up settings share, and is evaluated on the held-out episodes. What is finished
 is skipped, so the same command continues an interrupted study; it keeps the settings it was started with. Overrides go
-to all cells, where those of a recipe go; `seeds=[0]` takes fewer seeds.
+to all cells, where those of a recipe go; `seeds=[0]` and `only=[h0]` take fewer seeds and cells.
 
 Writes lightning_logs/study-<FIG>/: a folder per cell and seed, study.json and study.png.
 """
@@ -41,12 +41,13 @@ class Cell:
 
 @dataclass
 class Study:
-    """conf/study/<FIG>.yaml. words: changes of all cells."""
+    """conf/study/<FIG>.yaml. words: changes of all cells. only: the cells to run, by name; empty: all."""
 
     title: str
     seeds: list[int]
     words: list[str]
     cells: dict[str, Cell]
+    only: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Run:
 def run(argv: list[str]) -> None:
     """Train and evaluate every cell that is not finished, then draw."""
     figure, words = cli.parse(argv, "")
-    study = load(figure, [w for w in words if w.startswith("seeds=")])
-    words = [*study.words, *(w for w in words if not w.startswith("seeds="))]
+    own = ("seeds=", "only=")
+    study = load(figure, [w for w in words if w.startswith(own)])
+    words = [*study.words, *(w for w in words if not w.startswith(own))]
     folder = ROOT / "lightning_logs" / f"study-{figure}"
     stages: dict[str, Stage] = {}  # by product: a warm-up that cells share is one stage
     claims: dict[Path, Config] = {}
@@ -95,10 +97,13 @@ def load(figure: str, overrides: list[str]) -> Study:
         layers = OmegaConf.load(path), OmegaConf.from_dotlist(overrides)
         study: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), *layers))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"conf/study/{path.name} or 'seeds=' has a mistake: {str(error).splitlines()[0]}.") from None
+        what = f"conf/study/{path.name}, 'seeds=' or 'only='"
+        raise UserError(f"{what} has a mistake: {str(error).splitlines()[0]}.") from None
     if not study.seeds or not study.cells:
         raise UserError(f"The study '{figure}' has no {'cells' if study.seeds else 'seeds'}; name at least one.")
-    return study
+    if unknown := [name for name in study.only if name not in study.cells]:
+        raise UserError(f"The study '{figure}' has no cell '{unknown[0]}'; it has {', '.join(study.cells)}.")
+    return replace(study, cells={name: study.cells[name] for name in study.only or study.cells})
 
 
 def plan(
