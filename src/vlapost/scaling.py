@@ -195,20 +195,20 @@ def draw(folder: Path, grid: Grid, sets: dict[str, str], rl: dict[str, Any]) -> 
 
 
 def table(grid: Grid, sets: dict[str, str], success: dict[str, Any], losses: dict[int, Any]) -> Table:
-    """A row per size: the least held-out loss and the last (means of the seeds), and what was reached on each set.
+    """A row per size: least and last loss on held-out demonstrations (means of the seeds), and the scores on each set.
 
     The loss of each size is that on the demonstrations behind its own.
     """
     title = f"SFT, {len(grid.seeds)} seeds: grasp, continuous grasp, success with its 95 % Wilson interval"
     view = Table(title=title)
-    for column in ("demonstrations", "held-out loss: least, last", *sets.values()):
+    for column in ("demonstrations", "least loss", "last loss", *sets.values()):
         view.add_column(column, justify="right", no_wrap=True)
     for size in grid.sizes:
         looks = [(min(values), values[-1]) for values in losses[size].values() if values]
         cells = [success[set_][size] for set_ in sets]
         view.add_row(
             str(size),
-            "  ".join(f"{sum(column) / len(column):.3f}" for column in zip(*looks)),
+            *([f"{sum(column) / len(column):.3f}" for column in zip(*looks)] or ["", ""]),
             *(
                 f"{c['grasp']['mean']:.1%}  {c['consecutive_grasp']['mean']:.1%}  {percent(c['success_end'])}"
                 for c in cells
