@@ -17,7 +17,7 @@ import trimesh
 import vlapost.drivers  # noqa: F401  (chooses the Vulkan driver)
 from vlapost.assets import pack as pack_module
 from vlapost.assets import procedural
-from vlapost.assets.pack import Model, Pack, open_pack, verify, write_manifest
+from vlapost.assets.pack import Model, Pack, edition, exact_edition, open_pack, verify, write_manifest
 from vlapost.assets.procedural.world import FAMILIES, HUES
 from vlapost.config import UserError
 from vlapost.policies.tiny_tokenizer import COLOURS, WORLD_OBJECTS, WORLD_RECEPTACLES
@@ -250,6 +250,17 @@ def test_bodies_dropped_as_the_benchmark_does_come_to_rest_upright(pack: Pack) -
         assert np.linalg.norm(pose.p[:2] - [0.5 * place, 0]) < 0.003, model.id
         assert np.linalg.norm(body.linear_velocity) < 1e-3, model.id
         assert abs(pose.p[2] + model.bbox_min[2] - TABLE_TOP) < 0.001, model.id
+
+
+def test_the_papers_pack_is_told_by_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLAPOST_ASSETS", raising=False)
+    names = [exact_edition("paper"), exact_edition("procedural")]
+    assert names == ["paper", edition("procedural")]
+    monkeypatch.setenv("VLAPOST_ASSETS", str(tmp_path))
+    for content in ("{}", "[]"):
+        (tmp_path / "manifest.json").write_text(content)
+        names.append(exact_edition("paper"))
+    assert len(set(names)) == 4 and edition("paper") == "paper"
 
 
 def test_robot_has_the_real_limits_and_reach(pack: Pack) -> None:

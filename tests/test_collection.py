@@ -141,9 +141,17 @@ def test_an_attempt_that_breaks_is_a_failure_with_a_cause(monkeypatch: pytest.Mo
         raise RuntimeError("no such screw")
 
     monkeypatch.setattr(attempts.Worker, "tools", (SimpleNamespace(), SimpleNamespace()))
+    monkeypatch.setattr(attempts.Worker, "broken", 0)
     monkeypatch.setattr(attempts, "record", broken)
     found, seconds = attempts.timed_attempt(3, 7, None)
-    assert found == Failure(3, 7, "ended by RuntimeError") and set(seconds) == {*collect_demos.STAGES}
+    assert found == Failure(3, 7, "RuntimeError: no such screw") and set(seconds) == {*collect_demos.STAGES}
+    assert attempts.Worker.tools is None  # the next one builds them anew
+    for _ in range(attempts.MOST_BROKEN - 2):
+        monkeypatch.setattr(attempts.Worker, "tools", (SimpleNamespace(), SimpleNamespace()))
+        attempts.timed_attempt(4, 8, None)
+    monkeypatch.setattr(attempts.Worker, "tools", (SimpleNamespace(), SimpleNamespace()))
+    with pytest.raises(RuntimeError):  # one after the other: it is not the attempt
+        attempts.timed_attempt(5, 9, None)
 
 
 def test_when_every_start_was_tried_the_collection_says_so() -> None:
@@ -151,14 +159,17 @@ def test_when_every_start_was_tried_the_collection_says_so() -> None:
     starts = 784 * 4 - len(reserved(cfg.env.id, "train"))
     drawn = [collect_demos.episode_of(cfg, k) for k in range(starts)]
     assert len(set(drawn)) == starts
-    with pytest.raises(UserError, match=f"have been tried, {starts} of them; data/demos can hold no more"):
+    with pytest.raises(UserError, match=f"has {starts} starts that are not held out, .*; ask for fewer demos.episodes"):
         collect_demos.episode_of(cfg, starts)
     with ThreadPoolExecutor(1) as pool:  # heard when its turn comes, not when it is handed out
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collect_demos, "timed_attempt", lambda candidate, *_: (Failure(candidate, 0, "x"), {}))
-            stream = collect_demos.results(pool, cfg, range(starts - 2, starts + 2), Stopwatch())
+            patch.setattr(
+                collect_demos, "timed_attempt", lambda candidate, *_: (Failure(candidate, 0, "x"), {"planning": 0.5})
+            )
+            stream = collect_demos.results(pool, cfg, range(starts - 2, starts + 2), watch := Stopwatch())
             assert [next(stream).candidate, next(stream).candidate] == [starts - 2, starts - 1]
-        with pytest.raises(UserError, match="have been tried"):
+        assert watch.seconds == {"planning": 1.0}
+        with pytest.raises(UserError, match="starts that are not held out"):
             next(stream)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from vlapost import config, evaluate
 from vlapost.config import ROOT, Config, UserError
+from vlapost.disk import alone
 
 STATISTICS = {"action": {"q01": [-0.03] * 6 + [0.0], "q99": [0.03] * 6 + [1.0], "mask": [True] * 6 + [False]}}
 
@@ -66,7 +67,18 @@ def test_other_weights_have_another_fingerprint(checkpoint: Path, tmp_path: Path
     for content in (b"one", b"two"):
         adapter.write_bytes(content)
         prints.append(evaluate.fingerprint(settings(checkpoint, f"policy.adapter={tmp_path}")))
-    assert len(set(prints)) == 3
+    for name in ("dataset_statistics.json", "tokenizer.json"):  # they decide actions too
+        (tmp_path / name).write_text("{}")
+        prints.append(evaluate.fingerprint(settings(checkpoint, f"policy.adapter={tmp_path}")))
+    assert len(set(prints)) == 5
+
+
+def test_two_commands_do_not_evaluate_into_one_folder(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "job_of", lambda *_: None)
+    with alone(tmp_path), pytest.raises(UserError, match=f"Another command is at work in {tmp_path}; wait for it"):
+        evaluate.evaluate(settings(checkpoint), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,11 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path.write_text("{}\n")
     with pytest.raises(UserError, match=r"Line 1 of .*episodes\.jsonl"):
         log.read(path)
+    path.unlink()
+    log.append(path, [result(1), result(2)], {})
+    path.write_bytes(path.read_bytes()[:-20] + b"\xff" + path.read_bytes()[-19:])  # within a string or a number
+    with pytest.raises(UserError, match=r"Line 2 of .*delete that line, and the episode is run again"):
+        log.read(path)
 
 
 # ---- processes

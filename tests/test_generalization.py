@@ -18,6 +18,8 @@ from vlapost.evaluation.episodes import EpisodeResult
 from vlapost.evaluation.report import compare, published, scores, write_report
 from vlapost.evaluation.video import write_strip
 
+ENV = {"assets": "procedural", "protocol": "v2", "image_size": [128, 128]}
+
 
 def episodes(*successes: int) -> list[EpisodeResult]:
     """Episodes 0, 1, ... with that success at the end."""
@@ -112,9 +114,10 @@ def test_report_files(tmp_path: Path) -> None:
     about = {
         "title": "Test",
         "episodes": 4,
-        "scenes": "assets x, protocol v2",
+        "seeds": 1,
         "actor": "random",
-        "spent": "64 in 2 minutes",
+        "spent": {"seconds": 130, "episodes": 64},
+        "config": {"env": ENV},
     }
     (tmp_path / "strips.png").touch()  # of an earlier report
     write_report(tmp_path, results, titles, {"vision": ["table", "noise-w"]}, about)
@@ -122,7 +125,8 @@ def test_report_files(tmp_path: Path) -> None:
     assert written == {"scores.json", "tables.md", "success.png", "radar.png", "trajectories.png"}
     assert json.loads((tmp_path / "scores.json").read_text())["actor"] == "random"
     table = (tmp_path / "tables.md").read_text()
-    assert "4 episodes per setup, assets x, protocol v2; random, 64 in 2 minutes. Percent.\n" in table
+    head = "4 episodes per setup; assets procedural, protocol v2, 128x128; random; 64 episodes in 2 minutes. Percent.\n"
+    assert head in table
     assert "| Noise-w | " in table and "90.1 / 85.4 / 70.8 | 94.8 / 91.1 / 85.4" in table
     assert (
         "| mean vision | " in table and "| 64.2 | 76.6 | 82.0 |" in table and "Obj. Rep." not in table
@@ -142,9 +146,12 @@ def test_a_report_on_the_tasks_has_no_column_for_what_nobody_published(tmp_path:
     assert generalization.chosen(config.load("tasks", ["evaluation.actor=planner"])) == list(TASKS)
     titles = {name: task.title for name, task in TASKS.items()}
     results = {name: [episodes(1, 0)] for name in TASKS}
-    about = {"title": "Test", "episodes": 2, "scenes": "assets tasks", "actor": "planner", "spent": "10 in 1 minutes"}
+    about = {"title": "Test", "episodes": 2, "seeds": 3, "actor": "planner", "spent": None, "config": {"env": ENV}}
     write_report(tmp_path, results, titles, {"tasks": list(TASKS)}, about)
     table = (tmp_path / "tables.md").read_text()
+    assert (
+        "2 episodes per setup, each with 3 seeds; assets procedural, protocol v2, 128x128; planner. Percent.\n" in table
+    )
     assert "| setup | grasp | continuous | success at end | ever |\n" in table
     assert "| StackCube | 50.0 | 0.0 | 50.0 [9, 91] | 100.0 |" in table  # Wilson of 1 in 2
 
@@ -167,7 +174,7 @@ def test_the_planner_solves_and_chance_does_not(tmp_path: Path, monkeypatch: pyt
     spent = json.loads((planner / "spent.json").read_text())
     assert spent["episodes"] == 6 and spent["seconds"] > 0
     told = (planner / "report-some/tables.md").read_text().splitlines()[2]
-    assert told.startswith("2 episodes per setup, assets procedural, protocol v2, 128x128; planner, 6 in ")
+    assert told.startswith("2 episodes per setup; assets procedural, protocol v2, 128x128; planner; 6 episodes in ")
     (strips := planner / "report-some/strips.png").unlink()  # of every setup there was one
     shutil.rmtree(planner / "reposition-seed0/videos")
     generalization.run([*words, "evaluation.actor=planner"])
@@ -231,6 +238,10 @@ def test_only_results_of_the_same_scenes_are_compared(tmp_path: Path) -> None:
     scenes = {"config": {"env": env | {"backend": "cpu"}}, "edition": "procedural-1"}
     (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
     with pytest.raises(UserError, match=r"was made with env\.assets=procedural-1; only the same scenes"):
+        generalization.load(config.load("base"), tmp_path, ["ind"])
+    del scenes["edition"]
+    (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
+    with pytest.raises(UserError, match="is of an earlier version, .* run it again"):
         generalization.load(config.load("base"), tmp_path, ["ind"])
     scenes["edition"] = edition("procedural")
     (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from vlapost.planner.motion import ArmPlanner
 
 
+MOST_BROKEN = 3  # in a row: then it is not the attempt
+
+
 class Worker:
     """What one process keeps between its attempts."""
 
     cfg: Config
     tools: tuple[SceneVector, ArmPlanner] | None = None
+    broken = 0  # attempts in a row that ended with an error
 
 
 def start(cfg: Config) -> None:
@@ -46,15 +50,16 @@ def tools() -> tuple[SceneVector, ArmPlanner]:
     return Worker.tools
 
 
-def attempt(candidate: int, episode_id: int, seed: list[int] | None) -> DemoEpisode | Failure:
-    """Try one episode in this process; `seed` is that of a disturbance (None: there is none) or of its views."""
-    return timed_attempt(candidate, episode_id, seed)[0]
-
-
 def timed_attempt(
     candidate: int, episode_id: int, seed: list[int] | None
 ) -> tuple[DemoEpisode | Failure, dict[str, float]]:
-    """`attempt`, and the seconds it took: "planning", "simulation", "drawing" and "encoding"."""
+    """Try one episode in this process.
+
+    seed: of a disturbance (None: there is none), or of how views are laid.
+
+    Returns:
+        What came of it, and the seconds it took for "planning", "simulation", "drawing" and "encoding".
+    """
     from vlapost.experience.shards import Failure
 
     env, planner = tools()
@@ -63,10 +68,14 @@ def timed_attempt(
     result: Recording | str
     try:
         result = record(env, planner, episode_id, seed)
-    except UserError:
+        Worker.broken = 0
+    except (UserError, MemoryError, OSError):
         raise
     except Exception as error:  # one attempt of many: it would end the same command again and again
-        result = f"ended by {type(error).__name__}"
+        Worker.tools, Worker.broken = None, Worker.broken + 1
+        if Worker.broken == MOST_BROKEN:
+            raise
+        result = f"{type(error).__name__}: {error}"
     recorded = perf_counter()
     outcome: DemoEpisode | Failure
     if isinstance(result, str):

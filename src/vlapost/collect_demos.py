@@ -53,13 +53,13 @@ def episode_of(cfg: Config, candidate: int) -> int:
         UserError: there are not so many episodes.
     """
     env = cfg.env
-    try:
-        return _order(env.id, env.obj_set, env.protocol, cfg.demos.seed)[candidate]
-    except IndexError:
+    order = _order(env.id, env.obj_set, env.protocol, cfg.demos.seed)
+    if candidate >= len(order):
         raise UserError(
-            f"All starts of {env.id} {env.obj_set} that are not held out have been tried, {candidate} of them; "
-            f"{cfg.demos.path} can hold no more demonstrations."
-        ) from None
+            f"{env.id} {env.obj_set} has {len(order)} starts that are not held out, and attempt {candidate} would need "
+            f"another; ask for fewer demos.episodes in {cfg.demos.path}."
+        )
+    return order[candidate]
 
 
 @cache
@@ -257,8 +257,8 @@ def report(folder: Path, writer: DemoWriter, workers: int) -> None:
         table.add_row(f"time: {stage}", f"{share:.1%}")
     console.print(table)
     if writer.parts == 1:
-        content = {"demonstrations": writer.episodes, "failed": dict(writer.failures.most_common()), "time": spent}
-        write_json(folder / "failures.json", content)
+        content = {"demonstrations": writer.episodes, "failed": dict(writer.failures.most_common())}
+        write_json(folder / "failures.json", content | ({"time": spent} if spent else {}))
 
 
 def run(argv: list[str]) -> None:

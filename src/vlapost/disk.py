@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -41,6 +41,19 @@ def hold(path: Path, otherwise: str) -> IO[str]:
         lock.close()
         raise UserError(otherwise) from None
     return lock
+
+
+@contextmanager
+def alone(folder: Path, first: bool = True) -> Iterator[None]:
+    """Hold the folder, which is made, while the block runs (the first process of a run does it for all).
+
+    Raises:
+        UserError: another command is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    others = f"Another command is at work in {folder}; wait for it, or stop it."
+    with hold(folder / ".lock", others) if first else nullcontext():
+        yield
 
 
 def flush(path: Path) -> None:

@@ -23,8 +23,7 @@ from omegaconf import OmegaConf
 
 from vlapost import cli, config
 from vlapost.config import ROOT, Config, UserError
-from vlapost.disk import write_text
-from vlapost.train import alone
+from vlapost.disk import alone, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +47,7 @@ def run(words: list[str]) -> None:
     """Evaluate and print the table."""
     c = config.load(*cli.parse(words, "base"))
     out = folder(c)
-    with alone(out, True):
-        report = evaluate(c, out)
+    report = evaluate(c, out)
     from vlapost.evaluation import summary
 
     how = report.get("decoding", c.evaluation.actor)
@@ -65,13 +63,14 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
         Wilson's 95 % interval; "return", "by_object", and what was evaluated and how.
 
     Raises:
-        UserError: no such checkpoint, or more episodes than are held out.
+        UserError: no such checkpoint, more episodes than are held out, or another command is at work in `out`.
     """
     from vlapost.evaluation import summary
     from vlapost.evaluation.parallel import run_parallel
 
     job = job_of(c, out, f"{c.env.id}-{c.env.obj_set}")
-    (results,) = run_parallel(build_actor, build_env, [job])
+    with alone(out):
+        (results,) = run_parallel(build_actor, build_env, [job])
     labels = job.labels
     objects = sorted({str(label["object"]) for label in labels.values()})
     report = {
@@ -104,10 +103,10 @@ def job_of(c: Config, out: Path, name: str, skip: int = 0, most: int | None = No
 
 def identify(c: Config) -> dict[str, Any]:
     """What stands in every report: who acted, how, in which scenes, with which packages, and all settings."""
-    from vlapost.assets.pack import edition
+    from vlapost.assets.pack import exact_edition
 
     report: dict[str, Any] = {"actor": c.evaluation.actor, "protocol": c.env.protocol, "seed": c.seed}
-    report |= {"edition": edition(c.env.assets), "packages": {name: version(name) for name in PACKAGES}}
+    report |= {"edition": exact_edition(c.env.assets), "packages": {name: version(name) for name in PACKAGES}}
     if c.evaluation.actor == "policy":
         report["decoding"] = decoding(c)
         report["checkpoint"] = {"base": c.policy.checkpoint, "adapter": c.policy.adapter, "sha256": fingerprint(c)}
@@ -168,10 +167,12 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 def identity(c: Config) -> str:
     """Short digest of all that decides an episode: not how many there are, by how many processes, filmed or not."""
-    from vlapost.assets.pack import edition
+    from vlapost.assets.pack import exact_edition
 
-    alone = c.env.protocol == "v2" or c.env.backend == "cpu"  # else scenes that share a batch share crops and settling
-    env = replace(c.env, num_envs=0 if alone else c.env.num_envs, assets=edition(c.env.assets))
+    by_itself = (
+        c.env.protocol == "v2" or c.env.backend == "cpu"
+    )  # else scenes that share a batch share crops and settling
+    env = replace(c.env, num_envs=0 if by_itself else c.env.num_envs, assets=exact_edition(c.env.assets))
     env_text = OmegaConf.to_yaml(OmegaConf.structured(env))
     precision = c.trainer.precision + (c.policy.quantize if c.policy.quantize != "none" else "")
     actor = f"{c.policy.unnorm_key} {precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else _source(c)
@@ -184,7 +185,7 @@ def _source(c: Config) -> str:
     module, _, function = c.evaluation.actor.partition(":")
     try:
         found = find_spec(module) if function else None
-    except (ImportError, ValueError):  # building it says what is wrong
+    except Exception:  # the module is run if it is in a package; building the actor says what is wrong
         return ""
     path = Path(found.origin) if found and found.has_location and found.origin else None
     return _digest(((path, path.stat().st_size, path.stat().st_mtime_ns),)) if path else ""

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from vlapost import cli, config, evaluate
 from vlapost.config import Config, UserError
-from vlapost.train import alone
+from vlapost.disk import alone
 
 if TYPE_CHECKING:
     from vlapost.evaluation.parallel import Job
@@ -46,7 +46,7 @@ def run(words: list[str]) -> None:
     from vlapost.evaluation.parallel import run_parallel
 
     out = folder(c)
-    with alone(out, True):
+    with alone(out):
         jobs = [job(c, out, name, seed) for name in setups for seed in seeds]
         with spending(out, jobs):
             found = run_parallel(evaluate.build_actor, evaluate.build_env, jobs)
@@ -62,7 +62,8 @@ def chosen(c: Config) -> list[str]:
     """The setups to run.
 
     Raises:
-        UserError: an unknown one; several seeds for an actor that draws nothing.
+        UserError: an unknown one; a pack without setups; more than protocol paper has; several seeds for an actor that
+            draws nothing.
     """
     from vlapost.envs.episodes import PAPER_COUNT, PAPER_SEEDS
     from vlapost.envs.setups import evaluated
@@ -140,17 +141,15 @@ def report(c: Config, out: Path, results: Results, spent: dict[str, float]) -> T
     for name, setup in known.items():
         if setup.group != "training":
             groups.setdefault(setup.group, []).append(name)
-    height, width = c.env.image_size
-    seeds = f" with each of {c.generalization.seeds} seeds" if c.generalization.seeds > 1 else ""
+    count = sum(len(episodes) for seeds in results.values() for episodes in seeds)
+    known_time = spent["episodes"] >= count  # and not of an earlier version, which did not count
     about: dict[str, Any] = {
         "title": f"Generalization of {c.policy.adapter or c.policy.checkpoint}"
         if c.evaluation.actor == "policy"
         else f"Generalization of the {c.evaluation.actor} actor",
-        "episodes": f"{c.evaluation.episodes}{seeds}",
-        "scenes": f"assets {c.env.assets}, protocol {c.env.protocol}, {height}x{width}",
-        "spent": f"{spent['episodes']} in {spent['seconds'] / 60:.0f} minutes with {c.evaluation.workers} processes",
-        "seconds": round(spent["seconds"]),
-        "seconds_for_episodes": spent["episodes"],
+        "episodes": c.evaluation.episodes,
+        "seeds": c.generalization.seeds,
+        "spent": spent if known_time else None,
         **evaluate.identify(c),
     }
     table = write_report(out, results, titles, groups, about)
@@ -172,15 +171,17 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     Raises:
         UserError: there are none, or they are of other scenes.
     """
-    from vlapost.assets.pack import edition
+    from vlapost.assets.pack import exact_edition
     from vlapost.evaluation import log
 
     reports = sorted(place.glob("report*/scores.json"))
     if not reports:
         raise UserError(f"{place} holds no report; give the folder that make generalization printed at its end.")
     written = json.loads(reports[0].read_text())
+    if "edition" not in written:
+        raise UserError(f"{reports[0]} is of an earlier version, which did not say all that is compared; run it again.")
     other = written["config"]["env"] | {"assets": written["edition"]}
-    here = asdict(c.env) | {"assets": edition(c.env.assets)}
+    here = asdict(c.env) | {"assets": exact_edition(c.env.assets)}
     for key in SCENES:
         if other[key] != here[key]:
             raise UserError(f"{place} was made with env.{key}={other[key]}; only the same scenes can be compared.")

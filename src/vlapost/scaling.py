@@ -112,9 +112,10 @@ def cell(run: str, name: str, size: int, words: list[str], sets: dict[str, str])
     """The stages that train the cell `name` of a run on `size` demonstrations, which are there, and evaluate it."""
     length = config.load("sft_scaling", words).trainer.iterations
     iterations = max(1, round(length * (size / FEWEST) ** GROWTH))
-    every = -(-iterations // CHECKS)
+    words = [f"trainer.eval_every={-(-iterations // CHECKS)}", *words]
+    every = config.load("sft_scaling", words).trainer.eval_every or 1
     iterations = -(-iterations // every) * every  # what is evaluated is what was looked at last
-    words = [f"trainer.eval_every={every}", *words, f"demos.episodes={size}"]
+    words = [*words, f"demos.episodes={size}"]
     words = [*words, f"trainer.iterations={iterations}", f"run={run}/{name}"]
     claim(ROOT / "lightning_logs" / run / name, config.load("sft_scaling", words), MAY_CHANGE)
     base = config.load("base", split_words(words, run)[0])

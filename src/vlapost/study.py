@@ -5,7 +5,7 @@ warm-up that all cells with the same warm-up settings share, and is evaluated on
 is skipped, so the same command continues an interrupted study; it keeps the settings it was started with. Overrides go
 to all cells, where those of a recipe go; `seeds=[0]` and `only=[h0]` take fewer seeds and cells.
 
-Writes lightning_logs/study-<FIG>/: a folder per cell and seed, study.json and study.png.
+Writes lightning_logs/study-<FIG>/: a folder per cell and seed, study.json and study.png (study-some.* with `only`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run(argv: list[str]) -> None:
     for place, cfg in claims.items():
         claim(place, cfg, MAY_CHANGE)
     perform(folder, list(stages.values()))
-    draw(folder, study, runs)
+    draw(folder, study, runs, "study-some" if study.only else "study")
 
 
 def load(figure: str, overrides: list[str]) -> Study:
@@ -141,8 +141,8 @@ def plan(
     return one, stages, claims
 
 
-def draw(folder: Path, study: Study, runs: list[Run]) -> None:
-    """Write study.json and study.png, and print the table.
+def draw(folder: Path, study: Study, runs: list[Run], name: str = "study") -> None:
+    """Write `name`.json and `name`.png, and print the table.
 
     Left: success of the training rollouts over environment steps, middle: over time (thin: a seed, thick: the mean of
     the seeds). Right: held-out episodes, a point with its 95 % Wilson interval for each seed.
@@ -150,21 +150,21 @@ def draw(folder: Path, study: Study, runs: list[Run]) -> None:
     curves = {(one.cell, one.seed): rollout_curve(one.folder) for one in runs}
     scores = {(one.cell, one.seed): json.loads(one.report.read_text()) for one in runs}
     write_json(
-        folder / "study.json",
+        folder / f"{name}.json",
         {
-            name: {
+            cell: {
                 str(seed): {
-                    "rollouts": curves[name, seed],
-                    "held_out": {metric: scores[name, seed][metric] for metric in METRICS},
+                    "rollouts": curves[cell, seed],
+                    "held_out": {metric: scores[cell, seed][metric] for metric in METRICS},
                 }
                 for seed in study.seeds
             }
-            for name in study.cells
+            for cell in study.cells
         },
     )
     figure, axes = pyplot().subplots(1, 3, figsize=(15, 4), sharey=True)
-    for number, name in enumerate(study.cells):
-        colour, lines = f"C{number}", [curves[name, seed] for seed in study.seeds]
+    for number, cell in enumerate(study.cells):
+        colour, lines = f"C{number}", [curves[cell, seed] for seed in study.seeds]
         for axis, key, scale in ((axes[0], "rollout/env_steps", 1), (axes[1], "time/iteration_s", 60)):
             xs = [c[key] if scale == 1 else [s / scale for s in accumulate(c[key])] for c in lines]
             ys = [smooth(c["rollout/success_end"]) for c in lines]
@@ -172,9 +172,9 @@ def draw(folder: Path, study: Study, runs: list[Run]) -> None:
                 axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.6)
             length = min(map(len, ys))
             mean = [[sum(values) / len(values) for values in zip(*(s[:length] for s in series))] for series in (xs, ys)]
-            axis.plot(*mean, color=colour, linewidth=2, label=name)
+            axis.plot(*mean, color=colour, linewidth=2, label=cell)
         for k, seed in enumerate(study.seeds):
-            s = scores[name, seed]["success_end"]
+            s = scores[cell, seed]["success_end"]
             axes[2].errorbar(number + 0.12 * k, s["mean"], yerr=whiskers(s), color=colour, marker="o", capsize=3)
     for axis, label in zip(axes, ("environment steps", "minutes", "held-out episodes")):
         axis.set_xlabel(label)
@@ -184,15 +184,14 @@ def draw(folder: Path, study: Study, runs: list[Run]) -> None:
     axes[0].legend(fontsize=8)
     axes[2].set_xticks(range(len(study.cells)), list(study.cells), rotation=20, ha="right", fontsize=8)
     figure.suptitle(study.title)
-    save_figure(figure, folder / "study.png")
+    save_figure(figure, folder / f"{name}.png")
     table = Table(title=f"{study.title}: success at the end on held-out episodes")
     for column in ("cell", *(f"seed {seed}" for seed in study.seeds)):
         table.add_column(column, justify="left" if column == "cell" else "right")
-    for name in study.cells:
-        cells = [scores[name, seed]["success_end"] for seed in study.seeds]
-        table.add_row(name, *map(percent, cells))
+    for cell in study.cells:
+        table.add_row(cell, *(percent(scores[cell, seed]["success_end"]) for seed in study.seeds))
     cli.console.print(table)
-    cli.console.print(f"Wrote {folder / 'study.png'} and study.json.", soft_wrap=True)
+    cli.console.print(f"Wrote {folder / 'study.png'} and {name}.json.", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ import logging
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlapost import cli, collect_demos, config
 from vlapost.config import Config, UserError
-from vlapost.disk import hold, write_text
+from vlapost.disk import alone, write_text
 
 if TYPE_CHECKING:
     import lightning as L
@@ -195,19 +193,6 @@ def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -
             )
         return
     write_text(written, config.to_yaml(cfg))
-
-
-@contextmanager
-def alone(folder: Path, first: bool) -> Iterator[None]:
-    """Hold the folder while the block runs (the first process of a run does it for all).
-
-    Raises:
-        UserError: another command is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    others = f"Another command is at work in {folder}; wait for it, or stop it."
-    with hold(folder / ".lock", others) if first else nullcontext():
-        yield
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

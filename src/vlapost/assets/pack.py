@@ -93,14 +93,14 @@ class Pack:
 
 
 def edition(name: str) -> str:
-    """Name of a pack with its version: what was made with another edition does not fit this one.
+    """Name of a pack with its version, where it has one: what was made with another edition does not fit this one."""
+    return f"{name}-{VERSION}" if name in GENERATED else name
 
-    That of the paper's pack is a digest of its manifest; where the pack is not at hand it is the name alone.
-    """
-    if name in GENERATED:
-        return f"{name}-{VERSION}"
-    manifest = Path(os.environ.get("VLAPOST_ASSETS", "")).expanduser() / "manifest.json"
-    return f"{name}-{sha256(manifest)[:8]}" if name == "paper" and manifest.is_file() else name
+
+def exact_edition(name: str) -> str:
+    """The same, and of the paper's pack with a digest of its manifest, where the pack is at hand."""
+    manifest = Path(os.environ.get("VLAPOST_ASSETS", "nowhere")).expanduser() / "manifest.json"
+    return f"{name}-{sha256(manifest)[:8]}" if name == "paper" and manifest.is_file() else edition(name)
 
 
 def open_pack(name: str) -> Pack:

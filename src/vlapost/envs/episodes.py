@@ -123,8 +123,8 @@ def encode(setup: Setup, digits: dict[str, Tensor]) -> Tensor:
 def reserved(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
     """Ids from which training never starts: the held-out list of this set, and of every other that starts alike.
 
-    Alike are setups, of either protocol, that differ only in which objects and tables they draw: an episode of one may
-    be one of another.
+    Alike are setups that differ only in which objects and tables they draw: an episode of one may be one of another.
+    They may be of the other protocol, but where there is a third place: its grid is another one there.
     """
     setup = find_setup(env_id, obj_set, protocol)
     found = [held_out(env_id, obj_set, protocol)]
@@ -152,8 +152,13 @@ class Order:
     """All episodes of a setup but those in `exclude`, in a random order that `seed` decides; `order[k]` is the k-th."""
 
     def __init__(self, total: int, exclude: Tensor, seed: int) -> None:
+        excluded = set(exclude.tolist())
+        self._length = total - len(excluded)
         self._known: list[int] = []
-        self._coming = self._draw(total, set(exclude.tolist()), torch.Generator().manual_seed(seed))
+        self._coming = self._draw(total, excluded, torch.Generator().manual_seed(seed))
+
+    def __len__(self) -> int:
+        return self._length
 
     def __getitem__(self, number: int) -> int:
         """The episode at place `number`; IndexError where there is none."""
@@ -198,7 +203,7 @@ def chosen(setup: Setup, named: tuple[str, str, str], asked: Any, count: int, ge
     """
     if asked is None:
         exclude = reserved(*named)
-        return draw(setup, count, generator, exclude[: len(exclude) if len(exclude) < setup.total else 0])
+        return draw(setup, count, generator, exclude if len(exclude) < setup.total else exclude[:0])
     ids = torch.as_tensor(asked).flatten()
     if len(ids) != count:
         raise UserError(f"options['episode_id'] holds {len(ids)} ids; give one for each of {count} scenes.")

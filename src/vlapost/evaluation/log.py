@@ -11,6 +11,7 @@ from pathlib import Path
 from vlapost.config import UserError
 from vlapost.evaluation.episodes import EpisodeResult
 
+DAMAGE = "\N{REPLACEMENT CHARACTER}"  # what bytes become that are no text
 _STORED = [item.name for item in fields(EpisodeResult) if item.name != "frames"]
 
 Labels = Mapping[int, Mapping[str, str | int]]
@@ -24,12 +25,12 @@ def read(path: Path) -> dict[int, EpisodeResult]:
     """
     if not path.is_file():
         return {}
-    text = path.read_text(errors="replace")  # damage then shows in its line
+    text = path.read_text(errors="replace")
     whole = text[: text.rfind("\n") + 1]
     finished = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            values = json.loads(line)
+            values = json.loads(line if DAMAGE not in line else "")
             result = EpisodeResult(**{name: values[name] for name in _STORED})
         except (json.JSONDecodeError, KeyError, TypeError):
             raise UserError(

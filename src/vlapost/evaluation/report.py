@@ -167,7 +167,13 @@ def _rate(values: np.ndarray) -> dict[str, float]:
 def _markdown(head: list[str], tables: Mapping[str, list[list[str]]], about: Mapping[str, Any]) -> str:
     how = about.get("decoding", about["actor"])
     lines = [f"# {about['title']}", ""]
-    lines += [f"{about['episodes']} episodes per setup, {about['scenes']}; {how}, {about['spent']}. Percent.", ""]
+    env, spent, seeds = about["config"]["env"], about["spent"], about["seeds"]
+    size = "x".join(map(str, env["image_size"]))
+    parts = [f"{about['episodes']} episodes per setup" + (f", each with {seeds} seeds" if seeds > 1 else "")]
+    parts += [f"assets {env['assets']}, protocol {env['protocol']}, {size}", how]
+    if spent:
+        parts.append(f"{spent['episodes']} episodes in {spent['seconds'] / 60:.0f} minutes")
+    lines += ["; ".join(parts) + ". Percent.", ""]
     for group, rows in tables.items():
         if rows:
             lines += [f"## {group.capitalize()}", ""]
@@ -184,8 +190,8 @@ def _markdown(head: list[str], tables: Mapping[str, list[list[str]]], about: Map
 def _interval(statistic: Any, *samples: np.ndarray) -> dict[str, float]:
     """95 % percentile bootstrap over episodes.
 
-    Held-out lists of different setups have the same objects and places in the same order, so that outcomes at the same
-    position belong together: positions are resampled, not each sample on its own, unless lengths differ.
+    Held-out lists of setups that draw from equally many objects and places have them in the same order, so that
+    outcomes at a position belong together: positions are resampled, not each sample on its own, unless lengths differ.
     """
     if all(np.ptp(sample) == 0 for sample in samples):
         return {}

@@ -172,5 +172,6 @@ tags: [openvla, vision-language-action]
 | action statistics | {", ".join(sorted(statistics))}; trained with `{key}` |
 
 The layout is OpenVLA's: `policy.checkpoint=<this folder> policy.unnorm_key={key}` in vlapost, and in the original code
-its own model classes (no Python file is in this folder, and `config.json` names none).
+its own model classes (no Python file is in this folder, and `config.json` names none), which do not know the
+convolutions that openvla-tiny has before its patches (`patch_embed.stem`).
 """

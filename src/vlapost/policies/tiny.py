@@ -1,4 +1,4 @@
-"""openvla-tiny: an untrained OpenVLA of 5 million parameters in the layout of the published checkpoints.
+"""openvla-tiny: an untrained OpenVLA of 5 million parameters, but for a stem in the published checkpoints' layout.
 
 Everything is there in small: both encoders with their unused last block, registers and pooling head, the projector, a
 Llama with the full id space, tokenizer, preprocessor settings and action statistics.
