@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from vlapost.experience.demos import DemoDataset
 
+EACH_STEP = ("train/grad_norm", "train/empty_steps", "train/skipped_steps")  # logged of every update, not of iterations
+
 
 def run(argv: list[str]) -> None:
     """Pretrain as the command line says."""
@@ -143,7 +145,8 @@ def write_log(folder: Path, path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = [t for t in events.Tags()["scalars"] if t.startswith(("train/", "val/")) and t != "train/grad_norm"]
+    found = events.Tags()["scalars"]
+    tags = [t for t in found if t.startswith(("train/", "val/")) and t not in EACH_STEP]
     rows: dict[int, dict[str, float]] = {}
     for tag in tags:
         for event in events.Scalars(tag):
