@@ -133,6 +133,13 @@ def test_report_files(tmp_path: Path) -> None:
     )  # no group of it was asked for
 
 
+def test_the_training_setup_alone_is_one_table(tmp_path: Path) -> None:
+    about = {"title": "Test", "episodes": 2, "seeds": 1, "actor": "planner", "spent": None, "config": {"env": ENV}}
+    write_report(tmp_path, {"ind": [episodes(1, 0)]}, {"ind": "IND"}, {"vision": ["table"], "execution": []}, about)
+    table = (tmp_path / "tables.md").read_text()
+    assert table.count("| IND | ") == 1 and "## Training" in table and "Vision" not in table
+
+
 def test_strips_stand_one_below_the_other(tmp_path: Path) -> None:
     for name, colour in (("a", 255), ("b", 0)):
         write_strip(tmp_path / f"{name}.png", np.full((9, 16, 16, 3), [colour, 0, 255 - colour], np.uint8))

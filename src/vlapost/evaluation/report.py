@@ -90,7 +90,8 @@ def write_report(
         (folder / name).unlink(missing_ok=True)
     found = scores(results, groups)
     write_json(folder / "scores.json", {**found, **about})
-    tables = {group: _rows(found, titles, [IND, *names], group) for group, names in groups.items()}
+    shown = {group: names for group, names in groups.items() if any(name in results for name in names)}
+    tables = {group: _rows(found, titles, [IND, *names], group) for group, names in (shown or {"training": []}).items()}
     told = [i for i in range(len(HEAD)) if any(row[i] for rows in tables.values() for row in rows)]  # no empty column
     head = [HEAD[i] for i in told]
     tables = {group: [[row[i] for i in told] for row in rows] for group, rows in tables.items()}
