@@ -191,7 +191,7 @@ def draw(folder: Path, study: Study, runs: list[Run], name: str = "study") -> No
     for cell in study.cells:
         table.add_row(cell, *(percent(scores[cell, seed]["success_end"]) for seed in study.seeds))
     cli.console.print(table)
-    cli.console.print(f"Wrote {folder / 'study.png'} and {name}.json.", soft_wrap=True)
+    cli.console.print(f"Wrote {folder / f'{name}.png'} and {name}.json.", soft_wrap=True)
 
 
 if __name__ == "__main__":
