@@ -248,7 +248,7 @@ def test_only_results_of_the_same_scenes_are_compared(tmp_path: Path) -> None:
         generalization.load(config.load("base"), tmp_path, ["ind"])
     del scenes["edition"]
     (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
-    with pytest.raises(UserError, match="is of an earlier version, .* run it again"):
+    with pytest.raises(UserError, match=r"is of an earlier version, .* run it again"):
         generalization.load(config.load("base"), tmp_path, ["ind"])
     scenes["edition"] = edition("procedural")
     (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
