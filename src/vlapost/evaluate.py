@@ -169,9 +169,8 @@ def identity(c: Config) -> str:
     """Short digest of all that decides an episode: not how many there are, by how many processes, filmed or not."""
     from vlapost.assets.pack import exact_edition
 
-    by_itself = (
-        c.env.protocol == "v2" or c.env.backend == "cpu"
-    )  # else scenes that share a batch share crops and settling
+    # On a GPU and with protocol paper scenes that share a batch share crops and settling.
+    by_itself = c.env.protocol == "v2" or c.env.backend == "cpu"
     env = replace(c.env, num_envs=0 if by_itself else c.env.num_envs, assets=exact_edition(c.env.assets))
     env_text = OmegaConf.to_yaml(OmegaConf.structured(env))
     precision = c.trainer.precision + (c.policy.quantize if c.policy.quantize != "none" else "")
