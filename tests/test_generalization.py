@@ -90,7 +90,7 @@ def test_two_policies_on_the_same_episodes() -> None:
     ours, theirs = {"ind": [episodes(1, 1, 1, 1, 1, 0, 1, 0)]}, {"ind": [episodes(0, 0, 0, 0, 0, 0, 1, 1)]}
     found = compare(ours, theirs)["ind"]
     assert (found["better"], found["worse"], found["n"]) == (5, 1, 8)
-    assert found["difference"] == pytest.approx(0.5)
+    assert (found["ours"], found["theirs"], found["difference"]) == pytest.approx((0.75, 0.25, 0.5))
     # six discordant pairs, five one way: 2 * (C(6,5) + C(6,6)) / 2**6
     assert found["p"] == pytest.approx(2 * 7 / 64)
     assert compare(ours, ours)["ind"]["p"] == 1.0
@@ -194,6 +194,7 @@ def test_the_planner_solves_and_chance_does_not(tmp_path: Path, monkeypatch: pyt
     chance = next(p for p in (tmp_path / "lightning_logs/base/generalization").iterdir() if p != planner)
     found = json.loads((chance / "report-some/comparison.json").read_text())["setups"]["ind"]
     assert (found["better"], found["worse"], found["n"]) == (0, 2, 2)
+    assert (chance / "report-some/comparison.png").is_file()
 
     # the same episodes, to the last digit, in two processes of a scene each instead of one of two
     monkeypatch.setattr(generalization.evaluate, "ROOT", tmp_path / "divided")

@@ -54,7 +54,7 @@ def run(words: list[str]) -> None:
         place = out / ("report" if setups == list(evaluated(c.env.assets)) else "report-some")
         cli.console.print(report(c, place, results, json.loads((out / SPENT).read_text())))
         if others:
-            cli.console.print(comparison(place, results, theirs, others[-1]))
+            cli.console.print(comparison(c, place, results, theirs, others[-1]))
     cli.console.print(f"Report, episodes and videos: {out}", soft_wrap=True)
 
 
@@ -192,13 +192,18 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     return known
 
 
-def comparison(out: Path, ours: Results, theirs: Results, other: str) -> Table:
-    """Write comparison.json; returns the table to print."""
+def comparison(c: Config, out: Path, ours: Results, theirs: Results, other: str) -> Table:
+    """Write comparison.json and .png; returns the table to print."""
+    from vlapost.envs.setups import evaluated
+    from vlapost.evaluation.charts import against
     from vlapost.evaluation.report import compare
     from vlapost.evaluation.summary import write_json
 
     found = compare(ours, theirs)
     write_json(out / "comparison.json", {"against": other, "setups": found})
+    if found:
+        titles = {name: setup.title for name, setup in evaluated(c.env.assets).items()}
+        against(out / "comparison.png", found, titles, ("this one", Path(other).name))
     view = Table(
         "setup", "difference", "95 %", "better", "worse", "p (McNemar)", title=f"Success at end against {other}"
     )

@@ -53,13 +53,26 @@ def radar(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str], refe
         panels[f"share of {titles[reference]}"] = shares
     figure, axes = pyplot().subplots(1, len(panels), figsize=(6 * len(panels), 6), subplot_kw={"projection": "polar"})
     for axis, (title, values) in zip(np.atleast_1d(axes), panels.items()):
-        angles = np.linspace(0, 2 * np.pi, len(values), endpoint=False)
-        closed = [*range(len(values)), 0]
-        axis.plot(angles[closed], np.array(list(values.values()))[closed], color="tab:green")
-        axis.fill(angles, list(values.values()), color="tab:green", alpha=0.2)
-        axis.set_xticks(angles, [titles[name] for name in values], fontsize=8)
-        axis.set_ylim(0, max(1.0, *values.values()))
+        _web(axis, values, titles, "tab:green")
         axis.set_title(title)
+    save_figure(figure, path)
+
+
+def against(path: Path, found: Mapping[str, dict[str, float]], titles: Mapping[str, str], names: Sequence[str]) -> None:
+    """Two policies on the same episodes (paper Fig. 7): both, and ours less theirs with its interval.
+
+    `found` is what `report.compare` returns; `names` are ours and theirs.
+    """
+    figure = pyplot().figure(figsize=(14, 6))
+    both, less = figure.add_subplot(1, 2, 1, projection="polar"), figure.add_subplot(1, 2, 2)
+    for key, colour, name in zip(("ours", "theirs"), ("tab:green", "tab:blue"), names):
+        _web(both, {setup: d[key] for setup, d in found.items()}, titles, colour, name)
+    both.set_title("success at the end")
+    both.legend(loc="lower left", bbox_to_anchor=(-0.15, -0.15), fontsize=8)
+    _bar(less, [d | {"mean": d["difference"]} for d in found.values()], "tab:green")
+    less.axhline(0, color="black", linewidth=0.8)
+    less.set_xticks(range(len(found)), [titles[setup] for setup in found], rotation=40, ha="right")
+    less.set_title("difference, same episodes")
     save_figure(figure, path)
 
 
@@ -151,6 +164,16 @@ def save_figure(figure: Any, path: Path) -> None:
     with whole(path) as partial:
         figure.savefig(partial, dpi=120, bbox_inches="tight")
     pyplot().close(figure)
+
+
+def _web(axis: Any, values: Mapping[str, float], titles: Mapping[str, str], colour: str, name: str = "") -> None:
+    """One closed line of a radar chart."""
+    angles = np.linspace(0, 2 * np.pi, len(values), endpoint=False)
+    closed = [*range(len(values)), 0]
+    axis.plot(angles[closed], np.array(list(values.values()))[closed], color=colour, label=name)
+    axis.fill(angles, list(values.values()), color=colour, alpha=0.2)
+    axis.set_xticks(angles, [titles[setup] for setup in values], fontsize=8)
+    axis.set_ylim(0, max(1.0, *values.values(), axis.get_ylim()[1]))
 
 
 def _bar(axis: Any, values: Sequence[Mapping[str, float]], colour: str) -> None:

@@ -19,7 +19,12 @@ from vlapost.evaluation.episodes import EpisodeResult
 from vlapost.evaluation.summary import METRICS, rate, write_json
 
 IND = "ind"
-OPTIONAL = ("radar.png", "strips.png", "comparison.json")  # in a report's folder, only where there is something to show
+OPTIONAL = (
+    "radar.png",
+    "strips.png",
+    "comparison.json",
+    "comparison.png",
+)  # in a report's folder, only where there is something to show
 Results = Mapping[str, Sequence[Sequence[EpisodeResult]]]  # setup -> sampling seed -> episodes
 Groups = Mapping[str, Sequence[str]]  # group -> setups
 
@@ -63,18 +68,21 @@ def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
     """Two policies on the same episodes: difference of success at the end, and whether it can be chance.
 
     Returns:
-        {setup: {"difference", "low", "high" (95 %, bootstrapped over episodes), "better", "worse", "p", "n"}} of the
-        setups and episodes both have; p is McNemar's exact test (with several seeds the sign test over episodes).
+        {setup: {"ours", "theirs", "difference", "low", "high" (95 %, bootstrapped over episodes), "better", "worse",
+        "p", "n"}} of the setups and episodes both have; p is McNemar's exact test (with several seeds the sign test
+        over episodes).
     """
     found = {}
     for name in [name for name in ours if name in theirs]:
         mine, other = (_by_episode(results[name], "success_end") for results in (ours, theirs))
-        difference = np.array([mine[id_] - other[id_] for id_ in mine if id_ in other])
-        if not len(difference):
+        pairs = np.array([(mine[id_], other[id_]) for id_ in mine if id_ in other])
+        if not len(pairs):
             continue
+        difference = pairs[:, 0] - pairs[:, 1]
         better, worse = int((difference > 0).sum()), int((difference < 0).sum())
         p = binomtest(better, better + worse).pvalue if better + worse else 1.0
         found[name] = {
+            "ours": float(pairs[:, 0].mean()), "theirs": float(pairs[:, 1].mean()),
             "difference": float(difference.mean()), **_interval(np.mean, difference),
             "better": better, "worse": worse, "p": float(p), "n": len(difference),
         }  # fmt: skip
