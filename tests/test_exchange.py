@@ -556,7 +556,8 @@ def test_imports_and_the_planners_demonstrations_stay_apart(tmp_path: Path) -> N
     with pytest.raises(UserError, match="holds 1 imported demonstrations, 2 are wanted; import more"):
         collect_demos.collect(config.load("base", [f"demos.path={folder}", "demos.episodes=2"]))
     with pytest.raises(UserError, match="imported demonstrations, without the positions and labels that pretraining"):
-        pretrain_command.pretrain(config.load("pretrain", [f"demos.path={folder}", "demos.episodes=1"]), tmp_path)
+        cfg = config.load("pretrain", [f"demos.path={folder}", "demos.episodes=1"])
+        pretrain_command.pretrain(cfg, tmp_path / "untrained", tmp_path / "seeing", frozen=False)
 
 
 def test_the_first_of_a_folder_are_those_of_training(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ AT_LEAST_ONE = (
     "experience.demo_steps", "experience.rounds", "experience.passes", "experience.same_start",
     "optim.batch_size", "optim.accumulate", "trainer.iterations", "evaluation.episodes", "evaluation.workers",
     "generalization.seeds", "grounding.starts", "grounding.views", "grounding.batch_size",
+    "grounding.acting_iterations",
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "seed", "demos.seed", "demos.views", "demos.held_out", "demos.min_translation", "demos.min_rotation",

@@ -1,14 +1,14 @@
 """Make openvla-tiny: `python -m vlapost.pretrain [key=value ...]`, or `make pretrain`.
 
 Planner demonstrations in the pretraining world -> an untrained folder in OpenVLA's layout -> training of every weight
-with grounding heads (algorithms/pretrain.py) -> `policy.checkpoint`. Interrupted, the same command continues. The work
-is in lightning_logs/<run>/; the finished folder replaces models/openvla-tiny, with the recipe beside the weights.
+with grounding heads (algorithms/pretrain.py): seeing -> the same with frozen image encoders, on demonstrations alone:
+acting -> `policy.checkpoint`. Interrupted, the same command continues. The work is in lightning_logs/<run>/; the
+finished folder replaces models/openvla-tiny, with the recipe beside the weights.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.recipe import measured
+from vlapost.import_demos import last
+from vlapost.recipe import Stage, measured, perform, process
 from vlapost.train import check, claim, fit
 
 if TYPE_CHECKING:
@@ -28,23 +29,43 @@ if TYPE_CHECKING:
 EACH_STEP = ("train/grad_norm", "train/empty_steps", "train/skipped_steps")  # logged of every update, not of iterations
 
 
+PART = "part="  # seeing or acting: how this command starts the processes of its stages
+
+
 def run(argv: list[str]) -> None:
     """Pretrain as the command line says."""
-    name, overrides = cli.parse(argv, "pretrain")
+    part = last(argv, PART)
+    name, overrides = cli.parse([word for word in argv if not word.startswith(PART)], "pretrain")
     cfg = config.load(name, overrides)
     collect_demos.refuse_parts(cfg)
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
-    check(cfg)
-    claim(folder, cfg)
-    if "LOCAL_RANK" in os.environ:
+    check(cfg, acting(cfg))
+    if part:
         cli.end_with_parent()
-    else:
-        collect_demos.collect(cfg)
-        collect_demos.collect(views_of(cfg))
-    if not (folder / "openvla-tiny").is_dir():
-        pretrain(cfg, folder)
-    if (folder / "openvla-tiny").is_dir() and os.environ.get("LOCAL_RANK", "0") == "0":
-        publish(cfg, folder, ROOT / cfg.policy.checkpoint)
+        frozen = part == "acting"
+        start = folder / ("seeing/openvla-tiny" if frozen else "untrained")
+        pretrain(acting(cfg) if frozen else cfg, start, folder / part, frozen)
+        return
+    claim(folder, cfg)
+    collect_demos.collect(cfg)
+    collect_demos.collect(views_of(cfg))
+
+    def stage(part: str) -> Stage:
+        return part, folder / part / "openvla-tiny", lambda: process("vlapost.pretrain", name, *overrides, PART + part)
+
+    perform(folder, [stage("seeing"), stage("acting")])
+    publish(cfg, folder, ROOT / cfg.policy.checkpoint)
+
+
+def acting(cfg: Config) -> Config:
+    """The settings of the second part, in which the image encoders stay as they are: no views, nothing to segment."""
+    g = cfg.grounding
+    return replace(
+        cfg,
+        optim=replace(cfg.optim, batch_size=cfg.optim.batch_size + g.batch_size),
+        trainer=replace(cfg.trainer, iterations=g.acting_iterations),
+        grounding=replace(g, batch_size=0, segmentation_coef=0.0),
+    )
 
 
 def views_of(cfg: Config) -> Config:
@@ -56,8 +77,11 @@ def views_of(cfg: Config) -> Config:
     return replace(cfg, demos=demos)
 
 
-def pretrain(cfg: Config, folder: Path) -> None:
-    """Train from random weights and write the checkpoint folder `folder`/openvla-tiny."""
+def pretrain(cfg: Config, start: Path, folder: Path, frozen: bool) -> None:
+    """Train the weights in `start` (made at random if it is not there) and write the folder `folder`/openvla-tiny.
+
+    frozen: the image encoders stay as they are.
+    """
     import torch
 
     from vlapost.algorithms.pretrain import Pretrain, standardise
@@ -77,10 +101,11 @@ def pretrain(cfg: Config, folder: Path) -> None:
             "pretraining learns from; name a folder of the planner's."
         )
     views = open_demos(views_of(cfg))
-    untrained = folder / "untrained"
-    if not untrained.is_dir():
-        write_tiny(untrained, cfg.seed, {cfg.policy.unnorm_key: demos.statistics()})
-    policy = load_full_policy(untrained, cfg.policy.unnorm_key)
+    if not start.is_dir():
+        write_tiny(start, cfg.seed, {cfg.policy.unnorm_key: demos.statistics()})
+    policy = load_full_policy(start, cfg.policy.unnorm_key)
+    if frozen:
+        policy.network.vision_backbone.requires_grad_(False)
     tokens = policy.encode(demos.actions)
     height, width = cfg.env.image_size
     tables = torch.stack([table_picture(t.image, height, width) for t in open_pack(cfg.env.assets).tables])
@@ -95,6 +120,9 @@ def pretrain(cfg: Config, folder: Path) -> None:
 
     def make(index: Tensor, generator: torch.Generator | None) -> GroundedBatch:
         image, instruction, position, segmentation = seen(demos, index, generator)
+        if not cfg.grounding.batch_size:
+            demo = DemoBatch(Observation(image, instruction), tokens[index])
+            return GroundedBatch(demo, position, segmentation, len(index))
         others = torch.randint(len(views), (cfg.grounding.batch_size,), generator=generator)
         more = seen(views, others, generator)
         nothing = tokens.new_zeros(len(others), tokens.shape[1])
@@ -121,18 +149,19 @@ def publish(cfg: Config, folder: Path, target: Path) -> None:
     benchmark = config.load("base").env
     scores: dict[str, Any] = {}
     for label, name, env in (
-        ("world", "openvla-tiny", cfg.env),
+        ("world", "acting/openvla-tiny", cfg.env),
         ("untrained", "untrained", benchmark),
-        ("pretrained", "openvla-tiny", benchmark),
+        ("pretrained", "acting/openvla-tiny", benchmark),
     ):
         c = replace(cfg, env=env, policy=replace(cfg.policy, checkpoint=str(folder / name)))
         report = evaluate.evaluate(c, folder / f"evaluation-{label}")
         scores[label] = {m: report[m] for m in METRICS}
     scores["measured"] = measured(benchmark, report)
-    finished = folder / "openvla-tiny"
+    finished = folder / "acting/openvla-tiny"
     shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
     write_json(finished / "scores.json", scores)
-    write_log(folder, finished / "log.csv")
+    write_log(folder / "seeing", finished / "log.csv")
+    write_log(folder / "acting", finished / "log-acting.csv")
     with new_folder(target) as new:
         shutil.copytree(finished, new, dirs_exist_ok=True)
         if (target / "README.md").is_file():

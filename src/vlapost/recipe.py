@@ -123,14 +123,12 @@ def evaluation(cfg: Config, adapter: Path | None, folder: Path) -> Callable[[], 
 
 def training(*words: str) -> Callable[[], object]:
     """The work of a training stage, given the words of its command."""
-    return lambda: _train(words)
+    return lambda: process("vlapost.train", *words)
 
 
-def _train(words: tuple[str, ...]) -> None:
+def process(module: str, *words: str) -> None:
     """A training stage is a process of its own: it may start more of them, and its memory goes when it ends."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "vlapost.train", *words], cwd=ROOT, env=os.environ | {"VLAPOST_STAGE": "1"}
-    )
+    child = subprocess.Popen([sys.executable, "-m", module, *words], cwd=ROOT, env=os.environ | {"VLAPOST_STAGE": "1"})
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the stage has received it too, and may be writing a checkpoint

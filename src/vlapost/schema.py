@@ -185,6 +185,7 @@ class GroundingConfig:
     starts: int
     views: int
     batch_size: int
+    acting_iterations: int
 
 
 @dataclass
