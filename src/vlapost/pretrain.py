@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from vlapost.experience.demos import DemoDataset
 
 EACH_STEP = ("train/grad_norm", "train/empty_steps", "train/skipped_steps")  # logged of every update, not of iterations
-
-
-PART = "part="  # seeing or acting: how this command starts the processes of its stages
+PART = "part="  # how this command starts the processes of its stages
+SEEING, ACTING = "seeing", "acting"
 
 
 def run(argv: list[str]) -> None:
     """Pretrain as the command line says."""
     part = last(argv, PART)
+    if part not in ("", SEEING, ACTING):
+        raise UserError(f"part={part} is neither {SEEING} nor {ACTING}; leave it out for both.")
     name, overrides = cli.parse([word for word in argv if not word.startswith(PART)], "pretrain")
     cfg = config.load(name, overrides)
     collect_demos.refuse_parts(cfg)
@@ -42,8 +43,8 @@ def run(argv: list[str]) -> None:
     check(cfg, acting(cfg))
     if part:
         cli.end_with_parent()
-        frozen = part == "acting"
-        start = folder / ("seeing/openvla-tiny" if frozen else "untrained")
+        frozen = part == ACTING
+        start = folder / SEEING / "openvla-tiny" if frozen else folder / "untrained"
         pretrain(acting(cfg) if frozen else cfg, start, folder / part, frozen)
         return
     claim(folder, cfg)
@@ -53,7 +54,7 @@ def run(argv: list[str]) -> None:
     def stage(part: str) -> Stage:
         return part, folder / part / "openvla-tiny", lambda: process("vlapost.pretrain", name, *overrides, PART + part)
 
-    perform(folder, [stage("seeing"), stage("acting")])
+    perform(folder, [stage(SEEING), stage(ACTING)])
     publish(cfg, folder, ROOT / cfg.policy.checkpoint)
 
 
@@ -149,19 +150,19 @@ def publish(cfg: Config, folder: Path, target: Path) -> None:
     benchmark = config.load("base").env
     scores: dict[str, Any] = {}
     for label, name, env in (
-        ("world", "acting/openvla-tiny", cfg.env),
+        ("world", f"{ACTING}/openvla-tiny", cfg.env),
         ("untrained", "untrained", benchmark),
-        ("pretrained", "acting/openvla-tiny", benchmark),
+        ("pretrained", f"{ACTING}/openvla-tiny", benchmark),
     ):
         c = replace(cfg, env=env, policy=replace(cfg.policy, checkpoint=str(folder / name)))
         report = evaluate.evaluate(c, folder / f"evaluation-{label}")
         scores[label] = {m: report[m] for m in METRICS}
     scores["measured"] = measured(benchmark, report)
-    finished = folder / "acting/openvla-tiny"
+    finished = folder / ACTING / "openvla-tiny"
     shutil.copy(folder / "config.yaml", finished / "recipe.yaml")
     write_json(finished / "scores.json", scores)
-    write_log(folder / "seeing", finished / "log.csv")
-    write_log(folder / "acting", finished / "log-acting.csv")
+    write_log(folder / SEEING, finished / "log.csv")
+    write_log(folder / ACTING, finished / "log-acting.csv")
     with new_folder(target) as new:
         shutil.copytree(finished, new, dirs_exist_ok=True)
         if (target / "README.md").is_file():
