@@ -1,6 +1,6 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve sft-scaling study generalization gallery export memory benchmark-policy benchmark-storage replay import-demos export-demos check-lerobot
+.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve sft-scaling study generalization gallery export memory benchmark-policy benchmark-storage benchmark-reading replay import-demos export-demos check-lerobot
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -102,6 +102,9 @@ benchmark-policy: $(INSTALLED)  ## Speed and memory of the policy alone, random 
 
 benchmark-storage: $(INSTALLED)  ## Size, write and read speed of demonstrations in our format and in others
 	@$(PYTHON) -m benchmarks.storage $(ARGS)
+
+benchmark-reading: $(INSTALLED)  ## Shuffled reading of many demonstrations, and the memory it takes
+	@$(PYTHON) -m benchmarks.reading $(ARGS)
 
 clean:  ## Remove caches (data/, models/, lightning_logs/ and .venv stay)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache build

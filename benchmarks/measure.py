@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+Result = TypeVar("Result")
+BARRIER: Barrier  # of this process, if `at_once` began it
 
 # Dense bfloat16 products per second and bytes of memory per second, as published.
 PEAKS = {
@@ -61,6 +66,24 @@ def roofline(device: str) -> tuple[float, float]:
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.empty_like(a)
     return 2 * size**3 / seconds(lambda: a @ a, device, 5), 2 * a.nbytes / seconds(lambda: b.copy_(a), device, 5)
+
+
+def at_once(work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """`work(*job)` of every job in a process of its own, all together: what follows `all_here()` begins at once."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(len(jobs), _begin, (context.Barrier(len(jobs)),)) as pool:
+        return pool.starmap(work, jobs, chunksize=1)
+
+
+def all_here() -> None:
+    """Wait, inside `at_once`, until every process has come this far."""
+    BARRIER.wait(timeout=600)
+
+
+def _begin(barrier: Barrier) -> None:
+    global BARRIER
+    BARRIER = barrier
+    torch.set_num_threads(1)
 
 
 def machine() -> dict[str, Any]:

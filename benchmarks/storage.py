@@ -1,8 +1,9 @@
 """Our shards beside other ways to store the same demonstrations: `make benchmark-storage`.
 
 The first demonstrations of demos.path (collected if they are not there) are written in each format from decoded
-pictures and read back one random step at a time, picture and action, in one thread, from warm caches; every reader's
-pictures are compared with what was written. Medians of five. Prints a table and writes docs/results/storage.json.
+pictures and read back one random step at a time, picture and action, by one process and by two at once, from warm
+caches; every reader's pictures are compared with what was written. Medians of five. Prints a table and writes
+docs/results/storage.json.
 
     ours           Arrow IPC, lossless WebP, SHA-256 per shard
     hdf5           h5py, a group per demonstration, the same WebP bytes (of which HDF5 can keep no checksum)
@@ -35,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from benchmarks.measure import machine
+from benchmarks.measure import all_here, at_once, machine
 from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT
 from vlapost.evaluation.summary import write_json
@@ -62,13 +63,15 @@ def run(words: list[str]) -> None:
     meta, episodes = parts[0][0].meta, [load(*part) for part in islice(parts, EPISODES)]
     frames = sum(len(pictures) for _, pictures in episodes)
     table = Table(title=f"{len(episodes)} demonstrations, {frames} steps of {meta.image_size[1]}x{meta.image_size[0]}")
-    for column in ("format", "bytes a step", "steps/s written", "steps/s read", "ms to open"):
+    for column in ("format", "bytes a step", "steps/s written", "steps/s read", "by two", "ms to open"):
         table.add_column(column, justify="left" if column == "format" else "right")
     found = {}
     for name, (write, open_) in FORMATS.items():
-        found[name] = one = measure(write, open_, meta, episodes)
+        found[name] = one = measure(name, write, open_, meta, episodes)
         table.add_row(
-            name, *(f"{one[key]:.0f}" for key in ("bytes", "written_per_s", "read_per_s")), f"{one['open_ms']:.1f}"
+            name,
+            *(f"{one[key]:.0f}" for key in ("bytes", "written_per_s", "read_per_s", "read_by_two_per_s")),
+            f"{one['open_ms']:.1f}",
         )
     cli.console.print(table)
     path = ROOT / "docs/results/storage.json"
@@ -91,13 +94,14 @@ def load(shard: Shard, first: int, last: int) -> Episode:
 
 
 def measure(
+    name: str,
     write: Callable[[Path, DemoMeta, list[Episode]], None],
     open_: Callable[[Path], Read],
     meta: DemoMeta,
     episodes: list[Episode],
 ) -> dict[str, float]:
     """Bytes of a step, steps written and read per second, milliseconds to open."""
-    writing, opening, reading = [], [], []
+    writing, opening, reading, by_two = [], [], [], []
     order = Random(0)
     chosen = [(e, order.randrange(len(episodes[e][1]))) for e in order.choices(range(len(episodes)), k=READS)]
     frames = sum(len(pictures) for _, pictures in episodes)
@@ -111,10 +115,8 @@ def measure(
             start = perf_counter()
             read = open_(folder)
             opening.append(perf_counter() - start)
-            start = perf_counter()
-            for e, t in chosen:
-                read(e, t)
-            reading.append(perf_counter() - start)
+            reading.append(_seconds(read, chosen))
+            by_two.append(max(at_once(_read_beside, [(name, folder, chosen), (name, folder, chosen[::-1])])))
             for e, t in chosen[:50]:
                 picture, action = read(e, t)
                 np.testing.assert_array_equal(picture, episodes[e][1][t])
@@ -125,8 +127,24 @@ def measure(
         "bytes": size / frames,
         "written_per_s": frames / median(writing),
         "read_per_s": READS / median(reading),
+        "read_by_two_per_s": 2 * READS / median(by_two),
         "open_ms": 1000 * median(opening),
     }
+
+
+def _seconds(read: Read, chosen: list[tuple[int, int]]) -> float:
+    """Reading these demonstrations and steps takes."""
+    start = perf_counter()
+    for e, t in chosen:
+        read(e, t)
+    return perf_counter() - start
+
+
+def _read_beside(name: str, folder: Path, chosen: list[tuple[int, int]]) -> float:
+    """The same in one of several processes."""
+    read = FORMATS[name][1](folder)
+    all_here()
+    return _seconds(read, chosen)
 
 
 # ---- formats

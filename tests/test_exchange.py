@@ -261,11 +261,52 @@ def test_what_is_refused_of_rlds(tmp_path: Path) -> None:
     file.write_bytes(framed([example_of(3, **{"steps/observation/image": mixed})] * 2))
     refused("mixes pictures of the sizes 24x32 and 24x33 and 24x34")
     features.write_text(features.read_text().replace('"7"', '"8"'))
-    refused(r"steps/action of .* has the shape \[8\] and the encoding none; plain \[7\] is needed")
+    refused(r"features.json gives steps/action \[8\] as an action; 7 numbers are needed: translation, rotation")
+    features.write_text(features.read_text().replace('"encoding": "none"', '"encoding": "zlib"'))
+    refused("steps/action of .* has the encoding zlib; only plain numbers are read")
     features.write_text(features.read_text().replace('"action"', '"world_vector"'))
     refused("features.json has no steps/action; it has: .*steps/world_vector")
     info.write_text(info.read_text().replace('"tfrecord"', '"array_record"'))
     refused("is stored as array_record; only tfrecord is read")
+
+
+def test_actions_of_open_x_that_have_parts(tmp_path: Path) -> None:
+    """As Bridge in Open-X: translation, rotation and an open gripper, beside what ends an episode."""
+    copy, numbers = tmp_path / "copy", np.arange(18, dtype=np.float32) / 100
+    shutil.copytree(RLDS, copy)
+    tree = json.loads((copy / "features.json").read_text())
+    step = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    widths = {"open_gripper": [], "rotation_delta": ["3"], "terminate_episode": [], "world_vector": ["3"]}
+    parts = {key: {"tensor": {"shape": {"dimensions": shape}, "encoding": "none"}} for key, shape in widths.items()}
+    step["action"] = {"featuresDict": {"features": parts}}
+    (copy / "features.json").write_text(json.dumps(tree))
+    of_steps = {"steps/action": None, "steps/action/open_gripper": [1, 1, 0]}
+    of_steps |= {"steps/action/world_vector": numbers[:9], "steps/action/rotation_delta": numbers[9:]}
+    for index, count in ((0, 2), (1, 1)):
+        file = copy / f"tiny_bridge-train.tfrecord-0000{index}-of-00002"
+        file.write_bytes(framed([example_of(3, **of_steps)] * count))
+    words = "action=[world_vector,rotation_delta,open_gripper]"
+    found = list(rlds.read(copy, 0, declared(words)))
+    assert len(found) == 3
+    expected = [[0.00, 0.01, 0.02, 0.09, 0.10, 0.11, 1], [0.03, 0.04, 0.05, 0.12, 0.13, 0.14, 1]]
+    np.testing.assert_allclose(found[2].action[:2], expected, atol=1e-7)
+    np.testing.assert_allclose(found[2].action[2], [0.06, 0.07, 0.08, 0.15, 0.16, 0.17, 0], atol=1e-7)
+    every = "open_gripper, rotation_delta, terminate_episode, world_vector"
+    for word, match in (
+        ("action=[]", f"has no steps/action; name three of its parts in exchange.action: {every}"),
+        ("action=[velocity]", f"has no steps/action/velocity; name three of its parts in exchange.action: {every}"),
+        (
+            "action=[world_vector,open_gripper]",
+            r"gives steps/action/world_vector \[3\], steps/action/open_gripper \[1\]",
+        ),
+    ):
+        with pytest.raises(UserError, match=match):
+            list(rlds.read(copy, 0, declared(word)))
+    (copy / "tiny_bridge-train.tfrecord-00000-of-00002").write_bytes(
+        framed([example_of(3, **of_steps | {"steps/action/open_gripper": [1, 0]})] * 2)
+    )
+    with pytest.raises(UserError, match="holds 2 numbers in steps/action/open_gripper for 3 pictures"):
+        list(rlds.read(copy, 0, declared(words)))
 
 
 def test_features_without_values_are_not_there(tmp_path: Path) -> None:

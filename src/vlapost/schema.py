@@ -167,6 +167,7 @@ class ExchangeConfig:
     episodes: int
     split: str
     camera: str
+    action: list[str]
     instruction: str
     metres: float
     radians: float

@@ -3,12 +3,14 @@
     <name>/1.0.0/dataset_info.json, features.json, <name>-train.tfrecord-00000-of-00008, ...
 
 A record is an episode; its steps are flattened, so that `steps/action` holds 7 T numbers and
-`steps/observation/image` T pictures.
+`steps/observation/image` T pictures. Where an action has parts, as `steps/action/world_vector` with 3 T numbers,
+`exchange.action` names those that are translation, rotation and gripper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def read(source: Path, first: int, declared: ExchangeConfig) -> Iterator[Traject
     leaves = dict(_leaves(features, "", source / "features.json"))
     cameras = [name.removeprefix(OBSERVATION) for name, leaf in leaves.items() if _is_picture(name, leaf)]
     camera = OBSERVATION + choose(cameras, declared.camera, source / "features.json")
-    _check_action(leaves, source / "features.json")
+    action = _action(leaves, declared.action, source / "features.json")
     number = 0
     for path, count in _files(source, info, declared.split):
         found = 0
@@ -42,27 +44,29 @@ def read(source: Path, first: int, declared: ExchangeConfig) -> Iterator[Traject
             found += 1
             if number >= first:
                 where = f"record {found} of {path}"
-                yield _trajectory(parse(record, where), camera, where)
+                yield _trajectory(parse(record, where), camera, action, where)
             number += 1
         if found != count:
             raise UserError(f"{path} holds {found} records, dataset_info.json says {count}; get the file again.")
 
 
-def _trajectory(example: dict[str, list[Any]], camera: str, where: str) -> Trajectory:
-    for name in (camera, ACTION):
+def _trajectory(example: dict[str, list[Any]], camera: str, action: dict[str, int], where: str) -> Trajectory:
+    for name in (camera, *action):
         if name not in example:
             raise UserError(f"{where} has no {name}; it has: {', '.join(sorted(example))}.")
-    pictures, numbers = example[camera], np.array(example[ACTION], np.float32)
-    if len(numbers) != ACTION_DIM * len(pictures):
-        raise UserError(
-            f"{where} holds {len(numbers)} numbers in {ACTION} for {len(pictures)} pictures; an action is "
-            f"{ACTION_DIM} numbers, and each has one picture."
-        )
+    pictures = example[camera]
+    for name, width in action.items():
+        if len(example[name]) != width * len(pictures):
+            raise UserError(
+                f"{where} holds {len(example[name])} numbers in {name} for {len(pictures)} pictures; a step is {width} "
+                "of them, and each has one picture."
+            )
+    parts = [np.array(example[name], np.float32).reshape(-1, width) for name, width in action.items()]
     sentences = next((example[name] for name in SENTENCES if name in example), [])
     return Trajectory(
         where=where,
         image=[decode(data, where) for data in pictures],
-        action=numbers.reshape(-1, ACTION_DIM),
+        action=np.concatenate(parts, axis=1),
         instruction=single(data.decode("utf-8", "replace") for data in sentences),
     )
 
@@ -105,13 +109,21 @@ def _is_picture(name: str, leaf: dict[str, Any]) -> bool:
     return name.startswith(OBSERVATION) and [str(n) for n in dimensions[-1:]] == ["3"]
 
 
-def _check_action(leaves: dict[str, dict[str, Any]], path: Path) -> None:
-    if ACTION not in leaves:
-        raise UserError(f"{path} has no {ACTION}; it has: {', '.join(leaves)}.")
-    tensor = leaves[ACTION].get("tensor", {})
-    shape = [str(n) for n in tensor.get("shape", {}).get("dimensions", [])]
-    if shape != [str(ACTION_DIM)] or tensor.get("encoding", "none") != "none":
+def _action(leaves: dict[str, dict[str, Any]], parts: list[str], path: Path) -> dict[str, int]:
+    """The features that make an action, in order, and how many numbers of a step are in each."""
+    widths = {}
+    for name in [f"{ACTION}/{part}" for part in parts] or [ACTION]:
+        if name not in leaves:
+            inside = [other.removeprefix(ACTION + "/") for other in leaves if other.startswith(ACTION + "/")]
+            hint = f"; name three of its parts in exchange.action: {', '.join(inside)}" if inside else ""
+            raise UserError(f"{path} has no {name}{hint or '; it has: ' + ', '.join(leaves)}.")
+        tensor = leaves[name].get("tensor", {})
+        if (encoding := tensor.get("encoding", "none")) != "none":
+            raise UserError(f"{name} of {path} has the encoding {encoding}; only plain numbers are read.")
+        widths[name] = prod(int(n) for n in tensor.get("shape", {}).get("dimensions", []))
+    if sum(widths.values()) != ACTION_DIM:
+        found = ", ".join(f"{name} [{width}]" for name, width in widths.items())
         raise UserError(
-            f"{ACTION} of {path} has the shape [{', '.join(shape)}] and the encoding {tensor.get('encoding', 'none')}; "
-            f"plain [{ACTION_DIM}] is needed: translation, rotation and gripper."
+            f"{path} gives {found} as an action; {ACTION_DIM} numbers are needed: translation, rotation and gripper."
         )
+    return widths

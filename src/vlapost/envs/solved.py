@@ -1,0 +1,93 @@
+"""Starts that are solved though nobody acts: large objects that touch their receptacle once they have come to rest.
+
+    python -m vlapost.envs.solved [procedural|paper ...]   # look at every held-out start; then
+    python -m vlapost.envs.episodes                        # write the held-out lists again, without them
+
+Both again until nothing new is found: what takes the place of a solved start has to be looked at, too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlapost.disk import write_text
+from vlapost.envs.setup import Setup
+from vlapost.envs.setups import declare
+
+if TYPE_CHECKING:
+    from vlapost.envs.scene import PutOnPlateScene
+
+WITHIN = 0.14  # metres: bodies that start further apart do not meet; success wants 0.07 at most
+FILE = Path(str(files(__package__))) / "solved.json"
+Solved = dict[str, list[int]]
+
+
+def solved(name: str) -> torch.Tensor:
+    """Ids known to be solved at their start with one of the packs, `[S]` int64. name: environment_set."""
+    known: Solved = json.loads(FILE.read_text())
+    return torch.tensor(known.get(name, []), dtype=torch.int64)
+
+
+def is_solved(scene: PutOnPlateScene, id_: int) -> bool:
+    """Whether an episode counts as solved after its first control step, in which the arm stands still."""
+    scene.reset(options={"episode_id": torch.tensor([id_])})
+    scene.advance(torch.tensor([[0.0, 0, 0, 0, 0, 0, 1]]))
+    scene.measure()
+    return bool(scene.progress.metrics.success)
+
+
+def look(name: str, obj_set: str, pack: str, seen: dict[object, bool]) -> list[int]:
+    """Held-out episodes of a set that are solved; `seen`: the verdicts on starts with the same bodies and places."""
+    from vlapost import config
+    from vlapost.cli import progress
+    from vlapost.envs.episodes import decode, held_out
+    from vlapost.envs.places import OBJECT, RECEPTACLE
+    from vlapost.envs.setups import find_setup
+    from vlapost.envs.vector import free_memory, make_env
+
+    ids, env = held_out(name, obj_set), config.load("base", []).env
+    spec = decode(find_setup(name, obj_set), ids)
+    bodies = torch.stack([spec.object, spec.receptacle, spec.other_object, spec.other_receptacle], 1)
+    where = torch.cat([spec.places.flatten(1), spec.yaw[:, None], spec.receptacle_yaw[:, None]], 1)
+    keys = [(pack, *b, *w) for b, w in zip(bodies.tolist(), where.tolist())]
+    apart = (spec.places[:, OBJECT] - spec.places[:, RECEPTACLE]).norm(dim=1)
+    seen |= {key: False for key, far in zip(keys, (apart > WITHIN).tolist()) if far}
+    vector = make_env(replace(env, id=name, obj_set=obj_set, assets=pack, image_size=[16, 16]), num_envs=1)
+    with progress("start") as bar:
+        task = bar.add_task(f"{pack}, {name} {obj_set}", total=len(ids), note="")
+        looked = 0
+        for id_, key in zip(ids.tolist(), keys):
+            if key not in seen:
+                seen[key] = is_solved(vector.scenes[0], id_)
+                looked += 1
+                if looked % 16 == 0:
+                    free_memory()
+            bar.advance(task)
+    vector.close()
+    return [id_ for id_, key in zip(ids.tolist(), keys) if seen[key]]
+
+
+def sets_of(pack: str) -> list[tuple[str, str, Setup]]:
+    """Environment, set and setup wherever a held-out list is drawn for this pack."""
+    sets = [(name, key, setup) for name, by_key in declare("v2").items() for key, setup in by_key.items()]
+    return [x for x in sets if pack in x[2].task.packs and not x[2].held_out]
+
+
+if __name__ == "__main__":
+    verdicts: dict[object, bool] = {}
+    for pack in sys.argv[1:] or ["procedural", "paper"]:
+        for name, obj_set, _ in sets_of(pack):
+            found = look(name, obj_set, pack, verdicts)
+            known: Solved = json.loads(FILE.read_text())
+            ids = {*known.get(f"{name}_{obj_set}", []), *found}
+            if ids:
+                known[f"{name}_{obj_set}"] = sorted(ids)
+                write_text(FILE, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+            print(f"{pack} {name} {obj_set}: {len(found)} solved", flush=True)
