@@ -45,10 +45,11 @@ def episode(number: int) -> DemoEpisode:
 
 @pytest.fixture
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three episodes of two tasks, written by the command; each in a file of its own."""
+    """Three episodes of two tasks, written by the command; each in a file of its own, and listed in two goes."""
     (tmp_path / "demos").mkdir()
     write_shard(tmp_path / "demos", META, 0, 3, [episode(0), episode(1), episode(2)], [])
     monkeypatch.setattr(lerobot_writer, "FILE_MB", 0.001)
+    monkeypatch.setattr(lerobot_writer, "ROWS", 2)
     words = ["demos.episodes=3", "demos.filter=none"]
     export_demos.run([f"demos.path={tmp_path / 'demos'}", f"out={tmp_path / 'out'}", *words])
     return tmp_path / "out"

@@ -40,11 +40,11 @@ def run(words: list[str]) -> None:
         for episode in islice(episodes(source, c.demos, collect_demos.left_out), wanted):
             writer.add(episode)
             bar.advance(task)
-        if (found := len(writer.episodes)) < wanted:
+        if (found := len(writer.episode_ids)) < wanted:
             raise UserError(f"{source} holds {found} demonstrations, {wanted} are wanted; set demos.episodes={found}.")
         writer.finish()
     cli.console.print(
-        f"Wrote {folder}: {len(writer.episodes)} episodes, {writer.frames} steps, {len(writer.tasks)} tasks.",
+        f"Wrote {folder}: {len(writer.episode_ids)} episodes, {writer.frames} steps, {len(writer.tasks)} tasks.",
         soft_wrap=True,
     )
 

@@ -24,6 +24,7 @@ from vlapost.experience.shards import DemoEpisode, DemoMeta
 
 FPS = 5  # control steps per second
 FILE_MB, FILES_PER_CHUNK = 100, 1000  # the format's defaults
+ROWS = 1000  # of the list of episodes, written together
 FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 CAMERA, STATE = "observation.images.camera", "observation.state"
 JOINTS = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "left_finger", "right_finger"]
@@ -55,7 +56,8 @@ class LeRobotWriter:
             self.features[name] = {"dtype": "int64", "shape": [1], "names": None}
         self.schema = pa.schema([(name, _type(feature)) for name, feature in self.features.items()])
         self.tasks: dict[str, int] = {}
-        self.episodes: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # of the episodes that are not in the list's file yet
+        self.listing: pq.ParquetWriter | None = None
         self.episode_ids: list[int] = []
         self.statistics = Statistics()
         self.frames = self.bytes = 0
@@ -64,7 +66,7 @@ class LeRobotWriter:
 
     def add(self, episode: DemoEpisode) -> None:
         """Append an episode."""
-        number, length = len(self.episodes), len(episode.image)
+        number, length = len(self.episode_ids), len(episode.image)
         task = self.tasks.setdefault(episode.instruction, len(self.tasks))
         images = pictures(episode)
         encoded = [bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]) for picture in images]
@@ -88,7 +90,7 @@ class LeRobotWriter:
         own.add(values, {CAMERA: images})
         self.statistics.add(values, {CAMERA: images})
         chunk, file = divmod(self.file, FILES_PER_CHUNK)
-        self.episodes.append(
+        self.rows.append(
             {
                 "episode_index": number,
                 "tasks": [episode.instruction],
@@ -104,26 +106,29 @@ class LeRobotWriter:
         )
         self.episode_ids.append(episode.episode_id)
         self.frames += length
+        if len(self.rows) == ROWS:
+            self._list()
 
     def finish(self) -> None:
         """Close the data and write what describes it."""
         assert self.writer is not None, "a data set has at least one episode"
         self.writer.close()
-        path = self.folder / f"meta/episodes/{FILE.format(chunk_index=0, file_index=0)}.parquet"
-        path.parent.mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(self.episodes), path)
+        if self.rows:
+            self._list()
+        assert self.listing is not None
+        self.listing.close()
         pq.write_table(_tasks(self.tasks), self.folder / "meta/tasks.parquet")
         info = {
             "codebase_version": "v3.0",
             "robot_type": "widowx",
-            "total_episodes": len(self.episodes),
+            "total_episodes": len(self.episode_ids),
             "total_frames": self.frames,
             "total_tasks": len(self.tasks),
             "chunks_size": FILES_PER_CHUNK,
             "data_files_size_in_mb": FILE_MB,
             "video_files_size_in_mb": 200,
             "fps": FPS,
-            "splits": {"train": f"0:{len(self.episodes)}"},
+            "splits": {"train": f"0:{len(self.episode_ids)}"},
             "data_path": f"data/{FILE}.parquet",
             "video_path": None,
             "features": self.features,
@@ -144,6 +149,16 @@ class LeRobotWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.writer = pq.ParquetWriter(path, self.schema)
         self.writer.write_table(table)
+
+    def _list(self) -> None:
+        """Append the rows to the list of episodes: one takes 25 kB as long as it is kept here."""
+        path = self.folder / f"meta/episodes/{FILE.format(chunk_index=0, file_index=0)}.parquet"
+        table = pa.Table.from_pylist(self.rows, self.listing.schema if self.listing else None)
+        if self.listing is None:
+            path.parent.mkdir(parents=True)
+            self.listing = pq.ParquetWriter(path, table.schema)
+        self.listing.write_table(table)
+        self.rows.clear()
 
     def _json(self, name: str, content: dict[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")
