@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -67,7 +66,8 @@ def run(words: list[str]) -> None:
         table.add_column(column, justify="left" if column == "format" else "right")
     found = {}
     for name, (write, open_) in FORMATS.items():
-        found[name] = one = measure(name, write, open_, meta, episodes)
+        one = measure(write, open_, meta, episodes) | {"read_by_two_per_s": by_two(name, meta, episodes)}
+        found[name] = one
         table.add_row(
             name,
             *(f"{one[key]:.0f}" for key in ("bytes", "written_per_s", "read_per_s", "read_by_two_per_s")),
@@ -94,20 +94,18 @@ def load(shard: Shard, first: int, last: int) -> Episode:
 
 
 def measure(
-    name: str,
     write: Callable[[Path, DemoMeta, list[Episode]], None],
     open_: Callable[[Path], Read],
     meta: DemoMeta,
     episodes: list[Episode],
 ) -> dict[str, float]:
     """Bytes of a step, steps written and read per second, milliseconds to open."""
-    writing, opening, reading, by_two = [], [], [], []
-    order = Random(0)
-    chosen = [(e, order.randrange(len(episodes[e][1]))) for e in order.choices(range(len(episodes)), k=READS)]
+    writing, opening, reading = [], [], []
+    chosen = choice(episodes)
     frames = sum(len(pictures) for _, pictures in episodes)
     for _ in range(RUNS):
-        folder = Path(tempfile.mkdtemp(dir=ROOT / "data"))
-        try:
+        with tempfile.TemporaryDirectory(dir=ROOT / "data") as name:
+            folder = Path(name)
             start = perf_counter()
             write(folder, meta, episodes)
             writing.append(perf_counter() - start)
@@ -116,20 +114,31 @@ def measure(
             read = open_(folder)
             opening.append(perf_counter() - start)
             reading.append(_seconds(read, chosen))
-            by_two.append(max(at_once(_read_beside, [(name, folder, chosen), (name, folder, chosen[::-1])])))
             for e, t in chosen[:50]:
                 picture, action = read(e, t)
                 np.testing.assert_array_equal(picture, episodes[e][1][t])
                 np.testing.assert_array_equal(action, episodes[e][0].action[t])
-        finally:
-            shutil.rmtree(folder)
     return {
         "bytes": size / frames,
         "written_per_s": frames / median(writing),
         "read_per_s": READS / median(reading),
-        "read_by_two_per_s": 2 * READS / median(by_two),
         "open_ms": 1000 * median(opening),
     }
+
+
+def by_two(name: str, meta: DemoMeta, episodes: list[Episode]) -> float:
+    """Steps read per second by two processes at once, in the format `name`."""
+    chosen = choice(episodes)
+    with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder:
+        FORMATS[name][0](Path(folder), meta, episodes)
+        jobs = [(name, Path(folder), chosen), (name, Path(folder), chosen[::-1])]
+        return 2 * READS / median(max(at_once(_read_beside, jobs)) for _ in range(RUNS))
+
+
+def choice(episodes: list[Episode]) -> list[tuple[int, int]]:
+    """`READS` random demonstrations, each with one of its steps."""
+    order = Random(0)
+    return [(e, order.randrange(len(episodes[e][1]))) for e in order.choices(range(len(episodes)), k=READS)]
 
 
 def _seconds(read: Read, chosen: list[tuple[int, int]]) -> float:

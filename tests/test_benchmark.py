@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks import simulator, storage
+from benchmarks import reading, simulator, storage
+from benchmarks.measure import at_once
 
 from test_demos import META, episode, pictures
 from vlapost.config import UserError, load
+from vlapost.experience.shards import write_shard
 
 
 @pytest.mark.sim
@@ -37,3 +39,21 @@ def test_every_format_gives_back_what_it_was_given(name: str, monkeypatch: pytes
 
     with pytest.raises(AssertionError):
         storage.measure(storage.FORMATS[name][0], wrong, META, episodes)
+
+
+def test_two_processes_read_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for key, value in {"ROOT": tmp_path, "RUNS": 1, "READS": 20}.items():
+        monkeypatch.setattr(storage, key, value)
+    episodes = [(replace(episode(0, 5), image=()), list(pictures(0, 5)))]
+    assert storage.by_two("ours", META, episodes) > 0 and list((tmp_path / "data").iterdir()) == []
+
+
+def test_reading_by_two_processes_at_once(tmp_path: Path) -> None:
+    """Their rates add up; memory is counted after every round."""
+    write_shard(tmp_path, META, 0, 3, [episode(0), episode(1), episode(2)], [])
+    words = [f"demos.path={tmp_path}", "demos.episodes=3", "demos.filter=none"]
+    (one,) = at_once(reading.read, [(load("base", words), 0)])
+    assert one["samples"] == 15 and len(one["rates"]) == len(one["gib_rounds"]) == reading.ROUNDS
+    found = reading.measure(load("base", words), 2)
+    assert found["samples"] == 15 and found["gib_before"] < found["gib_open"] < found["gib_before"] + 0.5
