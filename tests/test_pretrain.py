@@ -3,11 +3,14 @@
 import csv
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from vlapost import collect_demos, config
+from vlapost import pretrain as command
+from vlapost.config import UserError
 from vlapost.pretrain import acting, pretrain, views_of, write_log
 
 SMALL = [
@@ -34,6 +37,44 @@ def test_first_everything_learns_then_the_image_encoders_stay(tmp_path: Path) ->
     again = {name for name in first if not torch.equal(second[name], third[name])}
     assert any(name.startswith("vision_backbone.") for name in learned)
     assert again == {name for name in learned if not name.startswith("vision_backbone.")} != set()
+    with pytest.raises(UserError, match="nowhere"):
+        pretrain(acting(cfg), tmp_path / "nowhere", tmp_path / "blind", frozen=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_each_part_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[int, Path, Path, bool]] = []
+    collected: list[str] = []
+    published: list[tuple[Path, Path]] = []
+
+    def stage(module: str, *words: str) -> None:
+        assert module == command.__name__
+        with monkeypatch.context() as inside:
+            inside.setenv("VLAPOST_STAGE", "1")
+            command.run(list(words))
+
+    def train(cfg: config.Config, start: Path, folder: Path, frozen: bool) -> None:
+        trained.append((cfg.trainer.iterations, start, folder, frozen))
+        (folder / "openvla-tiny").mkdir(parents=True)
+
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "process", stage)
+    monkeypatch.setattr(command, "pretrain", train)
+    monkeypatch.setattr(command, "publish", lambda cfg, folder, target: published.append((folder, target)))
+    monkeypatch.setattr(command.cli, "end_with_parent", lambda: None)
+    monkeypatch.setattr(collect_demos, "collect", lambda cfg: collected.append(cfg.demos.path))
+    words = [*SMALL, "run=small", "policy.checkpoint=new", "trainer.iterations=3", "grounding.acting_iterations=2"]
+    command.run(words)
+    work = tmp_path / "lightning_logs/small/pretrain"
+    eyes = work / "seeing"
+    assert trained == [(3, work / "untrained", eyes, False), (2, eyes / "openvla-tiny", work / "acting", True)]
+    assert published == [(work, tmp_path / "new")] and collected == ["data/world-demos", "data/world-views"]
+    command.run(words)  # nothing is left to do, and views are not collected for nothing
+    assert len(trained) == 2 and collected[2:] == ["data/world-demos"]
+    with pytest.raises(UserError, match="trainer.iterations: was 3, now 4"):
+        command.run([*words, "trainer.iterations=4"])
+    with pytest.raises(UserError, match="'part'"):  # only how the command itself starts its stages
+        command.run([*words, "part=acting"])
 
 
 def test_the_second_part_has_demonstrations_in_the_place_of_views() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import DemoBatch, GroundedBatch, Observation, RolloutBatch
 from vlapost.experience.datamodule import DemoFeed
 from vlapost.policies.load import load_full_policy
+from vlapost.policies.tiny import write_tiny
 
 PPO = [
     "experience.rounds=1",
@@ -335,6 +338,18 @@ def test_a_run_keeps_its_settings(tiny: Path, tmp_path: Path):
     train.claim(tmp_path, settings("ppo", PPO, tiny, 5))  # more iterations may be asked for
     with pytest.raises(UserError, match=r"other settings \(optim.lr: was 0.0001, now 0.5"):
         train.claim(tmp_path, settings("ppo", [*PPO, "optim.lr=0.5"], tiny, 1))
+
+
+def test_a_run_keeps_its_base(tiny: Path, tmp_path: Path):
+    """Weights that another pretraining put in the same folder would load, and mean nothing to the run's adapters."""
+    base, words = tmp_path / "base", [*PPO, "policy.adapter=not/made/yet"]
+    shutil.copytree(tiny, base)
+    train.claim(tmp_path / "run", settings("ppo", words, base, 1))
+    train.claim(tmp_path / "run", settings("ppo", words, base, 1))
+    shutil.rmtree(base)
+    write_tiny(base, 1, json.loads((tiny / "dataset_statistics.json").read_text()))
+    with pytest.raises(UserError, match=f"when policy.checkpoint={base} held other weights; choose another name"):
+        train.claim(tmp_path / "run", settings("ppo", words, base, 1))
 
 
 def test_sizes_that_do_not_fit_are_said_before_a_run_is_claimed(tiny: Path, tmp_path: Path):

@@ -193,7 +193,7 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
 
 
 def comparison(c: Config, out: Path, ours: Results, theirs: Results, other: str) -> Table:
-    """Write comparison.json and .png; returns the table to print."""
+    """Write comparison.json and, of more than two setups, .png; returns the table to print."""
     from vlapost.envs.setups import evaluated
     from vlapost.evaluation.charts import against
     from vlapost.evaluation.report import compare
@@ -201,7 +201,7 @@ def comparison(c: Config, out: Path, ours: Results, theirs: Results, other: str)
 
     found = compare(ours, theirs)
     write_json(out / "comparison.json", {"against": other, "setups": found})
-    if found:
+    if len(found) > 2:  # corners of a web
         titles = {name: setup.title for name, setup in evaluated(c.env.assets).items()}
         against(out / "comparison.png", found, titles, ("this one", Path(other).name))
     view = Table(

@@ -9,6 +9,7 @@ finished folder replaces models/openvla-tiny, with the recipe beside the weights
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.import_demos import last
 from vlapost.recipe import Stage, measured, perform, process
-from vlapost.train import check, claim, fit
+from vlapost.train import MAY_CHANGE, check, claim_settings, fit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,23 +34,22 @@ SEEING, ACTING = "seeing", "acting"
 
 def run(argv: list[str]) -> None:
     """Pretrain as the command line says."""
-    part = last(argv, PART)
-    if part not in ("", SEEING, ACTING):
-        raise UserError(f"part={part} is neither {SEEING} nor {ACTING}; leave it out for both.")
-    name, overrides = cli.parse([word for word in argv if not word.startswith(PART)], "pretrain")
+    part = last(argv, PART) if "VLAPOST_STAGE" in os.environ else ""
+    name, overrides = cli.parse([word for word in argv if not (part and word.startswith(PART))], "pretrain")
     cfg = config.load(name, overrides)
     collect_demos.refuse_parts(cfg)
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
-    check(cfg, acting(cfg))
+    check(cfg)
     if part:
         cli.end_with_parent()
         frozen = part == ACTING
         start = folder / SEEING / "openvla-tiny" if frozen else folder / "untrained"
         pretrain(acting(cfg) if frozen else cfg, start, folder / part, frozen)
         return
-    claim(folder, cfg)
+    claim_settings(folder, cfg, tuple(key for key in MAY_CHANGE if key != "trainer.iterations"))
     collect_demos.collect(cfg)
-    collect_demos.collect(views_of(cfg))
+    if not (folder / SEEING / "openvla-tiny").is_dir():
+        collect_demos.collect(views_of(cfg))
 
     def stage(part: str) -> Stage:
         return part, folder / part / "openvla-tiny", lambda: process("vlapost.pretrain", name, *overrides, PART + part)
@@ -79,9 +79,9 @@ def views_of(cfg: Config) -> Config:
 
 
 def pretrain(cfg: Config, start: Path, folder: Path, frozen: bool) -> None:
-    """Train the weights in `start` (made at random if it is not there) and write the folder `folder`/openvla-tiny.
+    """Train the weights in `start` and write the folder `folder`/openvla-tiny.
 
-    frozen: the image encoders stay as they are.
+    frozen: the image encoders stay as they are; otherwise `start` is made at random if it is not there.
     """
     import torch
 
@@ -101,8 +101,8 @@ def pretrain(cfg: Config, start: Path, folder: Path, frozen: bool) -> None:
             f"demos.path={cfg.demos.path} holds imported demonstrations, without the positions and labels that "
             "pretraining learns from; name a folder of the planner's."
         )
-    views = open_demos(views_of(cfg))
-    if not start.is_dir():
+    views = open_demos(views_of(cfg)) if cfg.grounding.batch_size else None
+    if not frozen and not start.is_dir():
         write_tiny(start, cfg.seed, {cfg.policy.unnorm_key: demos.statistics()})
     policy = load_full_policy(start, cfg.policy.unnorm_key)
     if frozen:
@@ -121,7 +121,7 @@ def pretrain(cfg: Config, start: Path, folder: Path, frozen: bool) -> None:
 
     def make(index: Tensor, generator: torch.Generator | None) -> GroundedBatch:
         image, instruction, position, segmentation = seen(demos, index, generator)
-        if not cfg.grounding.batch_size:
+        if views is None:
             demo = DemoBatch(Observation(image, instruction), tokens[index])
             return GroundedBatch(demo, position, segmentation, len(index))
         others = torch.randint(len(views), (cfg.grounding.batch_size,), generator=generator)

@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 from yaml import YAMLError
 
-from vlapost import cli, config
+from vlapost import cli, config, evaluate
 from vlapost.config import CONF, ROOT, Config, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, evaluation, perform, rollout_curve, split_words, training
-from vlapost.train import check, claim
+from vlapost.train import base_of, check, claim
 
 
 @dataclass
@@ -123,6 +123,7 @@ def plan(
     if cell.warm_up:
         warm = config.load("sft", [*warm_up_words, "run=study-warm-up"])
         settings = [d for d in config.differences(warm, "{}") if not d.startswith(MAY_CHANGE)]
+        settings.append(evaluate.fingerprint(base_of(warm)))
         digest = hashlib.sha256("; ".join(settings).encode()).hexdigest()[:8]
         warm = replace(warm, run=f"study-warm-up/{digest}")
         at = ROOT / "lightning_logs" / warm.run

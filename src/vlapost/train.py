@@ -11,10 +11,11 @@ import logging
 import os
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlapost import cli, collect_demos, config
+from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import Config, UserError
 from vlapost.disk import alone, write_text
 
@@ -178,11 +179,29 @@ def check(*settings: Config) -> None:
 
 
 def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
-    """Write the settings of a new run; for an old one make sure that those that matter are still the same.
+    """Write settings and base of a new run; for an old one make sure that what matters of them is still the same.
 
     Raises:
-        UserError: the run was started with other settings.
+        UserError: the run was started with other settings, or on other weights.
     """
+    claim_settings(folder, cfg, may_change)
+    mark, now = folder / "base.sha256", evaluate.fingerprint(base_of(cfg))
+    if not mark.is_file():
+        write_text(mark, now)
+    elif mark.read_text() != now:
+        raise UserError(
+            f"The run '{cfg.run}' was started when policy.checkpoint={cfg.policy.checkpoint} held other weights; "
+            "choose another name with run=NAME."
+        )
+
+
+def base_of(cfg: Config) -> Config:
+    """The settings without an adapter."""
+    return replace(cfg, policy=replace(cfg.policy, adapter=""))
+
+
+def claim_settings(folder: Path, cfg: Config, may_change: tuple[str, ...]) -> None:
+    """The same for the settings alone."""
     written = folder / "config.yaml"
     if written.is_file():
         changed = [c for c in config.differences(cfg, written.read_text()) if not c.startswith(may_change)]

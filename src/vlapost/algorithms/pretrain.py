@@ -1,4 +1,4 @@
-"""Pretraining of openvla-tiny: every weight, on planner demonstrations, with an objective that teaches seeing.
+"""Pretraining of openvla-tiny on planner demonstrations, with an objective that teaches seeing.
 
     make pretrain
 
@@ -10,7 +10,9 @@ thrown away afterwards, are told the truth by the simulator:
 * position: where object, receptacle and gripper are (robot base frame), read from h0, the hidden state that predicts
   the first action token.
 
-Both also learn from views (planner/views.py): many more pictures, in which nothing is done.
+In the first part, seeing, every weight learns, and both heads also learn from views (planner/views.py): many more
+pictures, in which nothing is done. In the second, acting, the image encoders stay as they are, so that there is no
+segmentation to learn, and no views.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Sizes(Protocol):
 
 
 class Pretrain(PolicyModule):
-    """Action loss, segmentation loss, position loss.
+    """Action loss, position loss and, unless its weight is 0, segmentation loss.
 
     `sizes` are those of the policy.
     """
@@ -67,7 +69,8 @@ class Pretrain(PolicyModule):
     ):
         super().__init__(policy, optim, total_steps)
         self.grounding, self.grid, self.cells = grounding, sizes.patch_grid, sizes.patch_size // CELL
-        self.segmentation_head = nn.Linear(sizes.patch_dim, CLASSES * self.cells**2)
+        segmented = CLASSES * self.cells**2
+        self.segmentation_head = nn.Linear(sizes.patch_dim, segmented) if grounding.segmentation_coef else None
         self.position_head = nn.Linear(sizes.hidden_dim, 9)
 
     def configure_optimizers(self) -> Any:
@@ -80,27 +83,26 @@ class Pretrain(PolicyModule):
         return adamw(groups, self.optim, self.total_steps)
 
     def training_step(self, batch: GroundedBatch, batch_idx: int) -> Tensor:
-        """One minibatch of demonstrations and views with ground truth."""
+        """One minibatch of demonstrations, and of views if there are any, with ground truth."""
         demo, acted = batch.demo, slice(batch.acted)
         features = cast(Any, self.policy).features(demo.observation, demo.action_tokens)
         action_loss = token_cross_entropy(features.logits[acted], demo.action_tokens[acted])
         position = self.position_head(features.hidden[:, 0].float())
         position_loss = F.smooth_l1_loss(position, batch.position, beta=PRECISION)
-        logits = cells(self.segmentation_head(features.patches.float()), self.grid, self.cells)
-        segmentation_loss = F.cross_entropy(
-            logits, cell_labels(batch.segmentation), weight=torch.tensor(WEIGHTS, device=logits.device)
-        )
+        loss = action_loss + self.grounding.position_coef * position_loss
         distance = (features.logits[acted].argmax(-1) - demo.action_tokens[acted]).abs().float()
-        g = self.grounding
-        loss = action_loss + g.position_coef * position_loss + g.segmentation_coef * segmentation_loss
         measures = {
-            "loss": loss,
             "action_loss": action_loss,
             "position_loss": position_loss,
-            "segmentation_loss": segmentation_loss,
             "bin_distance_xy": distance[:, :2].mean(),
             "gripper_accuracy": (distance[:, 6] == 0).float().mean(),
         }
+        if self.segmentation_head is not None:
+            logits = cells(self.segmentation_head(features.patches.float()), self.grid, self.cells)
+            weight = torch.tensor(WEIGHTS, device=logits.device)
+            measures["segmentation_loss"] = F.cross_entropy(logits, cell_labels(batch.segmentation), weight=weight)
+            loss = loss + self.grounding.segmentation_coef * measures["segmentation_loss"]
+        measures["loss"] = loss
         logged = {f"train/{k}": v.detach() for k, v in measures.items()}
         self.log_dict(logged, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
         return loss

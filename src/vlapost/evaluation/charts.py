@@ -173,7 +173,7 @@ def _web(axis: Any, values: Mapping[str, float], titles: Mapping[str, str], colo
     axis.plot(angles[closed], np.array(list(values.values()))[closed], color=colour, label=name)
     axis.fill(angles, list(values.values()), color=colour, alpha=0.2)
     axis.set_xticks(angles, [titles[setup] for setup in values], fontsize=8)
-    axis.set_ylim(0, max(1.0, *values.values(), axis.get_ylim()[1]))
+    axis.set_ylim(0, max(1.0, axis.dataLim.y1))
 
 
 def _bar(axis: Any, values: Sequence[Mapping[str, float]], colour: str) -> None:
