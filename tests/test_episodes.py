@@ -7,10 +7,20 @@ import torch
 import vlapost.envs.scene  # noqa: F401, which registers the environments
 from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
-from vlapost.envs.episodes import Order, chosen, decode, digits_of, draw, encode, held_out, make_held_out, reserved
+from vlapost.envs.episodes import (
+    Order,
+    chosen,
+    decode,
+    digits_of,
+    draw,
+    encode,
+    held_out,
+    make_held_out,
+    reserved,
+    solved,
+)
 from vlapost.envs.places import RING, SQUARE, Places
 from vlapost.envs.setups import ARM_OFFSETS, TEMPLATES, declare, find_setup
-from vlapost.envs.solved import solved
 
 PREFIX = "PutOnPlateInScene25"
 MAIN = PREFIX + "Main-v3"

@@ -37,6 +37,7 @@ JOIN_EVERYTHING = {
     "curve",
     "study",
     "scaling",
+    "solved_starts",
     "replay",
     "evaluate",
     "generalization",

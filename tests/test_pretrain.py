@@ -71,7 +71,7 @@ def test_each_part_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch
     assert published == [(work, tmp_path / "new")] and collected == ["data/world-demos", "data/world-views"]
     command.run(words)  # nothing is left to do, and views are not collected for nothing
     assert len(trained) == 2 and collected[2:] == ["data/world-demos"]
-    with pytest.raises(UserError, match="trainer.iterations: was 3, now 4"):
+    with pytest.raises(UserError, match=r"trainer\.iterations: was 3, now 4"):
         command.run([*words, "trainer.iterations=4"])
     with pytest.raises(UserError, match="'part'"):  # only how the command itself starts its stages
         command.run([*words, "part=acting"])

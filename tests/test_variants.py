@@ -8,13 +8,13 @@ import torch
 from test_envs import BOTTLE, CARROT, CLOSED, OPEN, act, ids, move
 from vlapost.config import load
 from vlapost.envs.bodies import put
-from vlapost.envs.episodes import decode, encode, held_out, make_held_out
+from vlapost.envs.episodes import decode, encode, held_out, make_held_out, solved
 from vlapost.envs.overlay import BACKGROUND, OTHER, composite
 from vlapost.envs.scene import PutOnPlateScene
 from vlapost.envs.setups import EVALUATED, find_setup
-from vlapost.envs.solved import is_solved, solved
 from vlapost.envs.stations import TABLE
 from vlapost.envs.vector import SceneVector, make_env
+from vlapost.solved_starts import is_solved
 
 pytestmark = pytest.mark.sim
 

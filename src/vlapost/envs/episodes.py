@@ -21,11 +21,11 @@ from vlapost.config import UserError
 from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
 from vlapost.envs.setup import Setup
 from vlapost.envs.setups import PROTOCOLS, declare, find_setup
-from vlapost.envs.solved import solved
 
 HELD_OUT_COUNT = 1024
 HELD_OUT_SEED = 18  # one with which no id comes twice
 PAPER_SEEDS, PAPER_COUNT = 3, 64  # the study evaluates 64 episodes with each of 3 seeds
+SOLVED = Path(str(files(__package__))) / "solved.json"
 NONE = -1
 PARKED = (0.4, 0.55)  # metres, world: behind the camera
 
@@ -230,6 +230,14 @@ def held_out_file(env_id: str, obj_set: str) -> Path:
     return Path(str(files(__package__))) / "held_out" / f"{env_id}_{obj_set}.json"
 
 
+def solved(name: str) -> Tensor:
+    """Listed ids `[S]` int64 that are solved at their start with one of the packs; `name` is environment_set.
+
+    `python -m vlapost.solved_starts` finds them.
+    """
+    return torch.tensor(json.loads(SOLVED.read_text()).get(name, []), dtype=torch.int64)
+
+
 def make_held_out(setup: Setup, never: Tensor) -> Tensor:
     """The list that was committed: the setup's own, or one balanced so that a prefix of 200 or more nearly is too.
 
@@ -256,8 +264,10 @@ def make_held_out(setup: Setup, never: Tensor) -> Tensor:
             row[name] = order[0]
         rows.append(row)
     digits = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    following = 0
     while len(wrong := torch.isin(ids := encode(setup, digits), never).nonzero()):
-        pair = torch.tensor([int(wrong[0]), (int(wrong[0]) + 1) % HELD_OUT_COUNT])
+        following += 1  # not the same one twice, which would give the place back
+        pair = torch.tensor([int(wrong[0]), (int(wrong[0]) + following) % HELD_OUT_COUNT])
         digits["place"][pair] = digits["place"][pair.flip(0)]
     return ids
 

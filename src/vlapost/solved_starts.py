@@ -1,9 +1,10 @@
 """Starts that are solved though nobody acts: large objects that touch their receptacle once they have come to rest.
 
-    python -m vlapost.envs.solved [procedural|paper ...]   # look at every held-out start; then
-    python -m vlapost.envs.episodes                        # write the held-out lists again, without them
+    python -m vlapost.solved_starts [procedural|paper ...]   # look at every held-out start; then
+    python -m vlapost.envs.episodes                          # write the held-out lists again, without them
 
-Both again until nothing new is found: what takes the place of a solved start has to be looked at, too.
+Both again until nothing new is found: what takes the place of a solved start has to be looked at, too. Writes
+envs/solved.json, {environment_set: ids}.
 """
 
 from __future__ import annotations
@@ -11,28 +12,22 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from vlapost import config
+from vlapost.cli import progress
 from vlapost.disk import write_text
+from vlapost.envs.episodes import SOLVED, decode, held_out
+from vlapost.envs.places import OBJECT, RECEPTACLE
 from vlapost.envs.setup import Setup
-from vlapost.envs.setups import declare
+from vlapost.envs.setups import declare, find_setup
 
 if TYPE_CHECKING:
     from vlapost.envs.scene import PutOnPlateScene
 
 WITHIN = 0.14  # metres: bodies that start further apart do not meet; success wants 0.07 at most
-FILE = Path(str(files(__package__))) / "solved.json"
-Solved = dict[str, list[int]]
-
-
-def solved(name: str) -> torch.Tensor:
-    """Ids known to be solved at their start with one of the packs, `[S]` int64. name: environment_set."""
-    known: Solved = json.loads(FILE.read_text())
-    return torch.tensor(known.get(name, []), dtype=torch.int64)
 
 
 def is_solved(scene: PutOnPlateScene, id_: int) -> bool:
@@ -45,11 +40,6 @@ def is_solved(scene: PutOnPlateScene, id_: int) -> bool:
 
 def look(name: str, obj_set: str, pack: str, seen: dict[object, bool]) -> list[int]:
     """Held-out episodes of a set that are solved; `seen`: the verdicts on starts with the same bodies and places."""
-    from vlapost import config
-    from vlapost.cli import progress
-    from vlapost.envs.episodes import decode, held_out
-    from vlapost.envs.places import OBJECT, RECEPTACLE
-    from vlapost.envs.setups import find_setup
     from vlapost.envs.vector import free_memory, make_env
 
     ids, env = held_out(name, obj_set), config.load("base", []).env
@@ -85,9 +75,9 @@ if __name__ == "__main__":
     for pack in sys.argv[1:] or ["procedural", "paper"]:
         for name, obj_set, _ in sets_of(pack):
             found = look(name, obj_set, pack, verdicts)
-            known: Solved = json.loads(FILE.read_text())
+            known: dict[str, list[int]] = json.loads(SOLVED.read_text())
             ids = {*known.get(f"{name}_{obj_set}", []), *found}
             if ids:
                 known[f"{name}_{obj_set}"] = sorted(ids)
-                write_text(FILE, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+                write_text(SOLVED, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
             print(f"{pack} {name} {obj_set}: {len(found)} solved", flush=True)
