@@ -243,7 +243,7 @@ def make_held_out(setup: Setup, never: Tensor) -> Tensor:
 
     Objects come in permutations of all objects, places in permutations of all choices. Every other digit is each time
     the value that this object has met least often, and of those the one that occurred least often at all; a yaw that
-    would make an episode come twice is passed over. An id in `never` `[S]` exchanges its place with the next one.
+    would make an episode come twice is passed over. An id in `never` `[S]` exchanges its place with a later one.
     """
     if setup.held_out:
         return torch.arange(setup.held_out)
