@@ -223,7 +223,8 @@ def plot(curve: dict[str, list[float]], path: Path, summary: dict[str, Any]) -> 
     axis.set_xlabel("environment steps")
     axis.set_ylabel("share of episodes")
     axis.set_ylim(-0.02, 1.02)
-    axis.legend(loc="upper left", fontsize=8, title="lines: training rollouts (mean of 5)\npoints: held out, 95 %")
+    axis.set_title("lines: training rollouts (mean of 5); points: held out, 95 %", fontsize=9, pad=26)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(METRICS), fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
     save_figure(figure, path)
 
