@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing as mp
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
+from threading import BrokenBarrierError
 from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from vlapost.config import UserError
+
+LONGEST_WAIT = 600  # seconds for another process
 Result = TypeVar("Result")
-BARRIER: Barrier  # of this process, if `at_once` began it
+_barrier: Barrier  # of this process, if `at_once` began it
 
 # Dense bfloat16 products per second and bytes of memory per second, as published.
 PEAKS = {
@@ -69,21 +75,41 @@ def roofline(device: str) -> tuple[float, float]:
 
 
 def at_once(work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> list[Result]:
-    """`work(*job)` of every job in a process of its own, all together: what follows `all_here()` begins at once."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(len(jobs), _begin, (context.Barrier(len(jobs)),)) as pool:
-        return pool.starmap(work, jobs, chunksize=1)
+    """`work(*job)` of every job in a process of its own, side by side: each waits for the others in `all_here`.
+
+    Raises:
+        UserError: what stopped a process, or that one died.
+    """
+    context = mp.get_context("spawn")
+    barrier = context.Barrier(len(jobs), timeout=LONGEST_WAIT)
+    with ProcessPoolExecutor(len(jobs), context, _start, (barrier,)) as pool:
+        futures = [pool.submit(_work, work, job) for job in jobs]
+        failures = [error for error in map(Future.exception, futures) if error is not None]
+    for error in sorted(failures, key=lambda error: isinstance(error, BrokenBarrierError)):  # the cause comes first
+        if isinstance(error, BrokenProcessPool):
+            raise UserError("A measuring process died, most likely for lack of memory; end other programs.")
+        raise error
+    return [future.result() for future in futures]
 
 
 def all_here() -> None:
     """Wait, inside `at_once`, until every process has come this far."""
-    BARRIER.wait(timeout=600)
+    _barrier.wait()
 
 
-def _begin(barrier: Barrier) -> None:
-    global BARRIER
-    BARRIER = barrier
+def _start(barrier: Barrier) -> None:
+    """First call in every process."""
+    global _barrier
+    _barrier = barrier
     torch.set_num_threads(1)
+
+
+def _work(work: Callable[..., Result], job: tuple[Any, ...]) -> Result:
+    try:
+        return work(*job)
+    except BaseException:
+        _barrier.abort()  # the others need not wait
+        raise
 
 
 def machine() -> dict[str, Any]:

@@ -9,21 +9,21 @@ reading, which must not make it grow. Writes docs/results/reading.json.
 from __future__ import annotations
 
 import os
+from statistics import median
 from time import perf_counter
 from typing import Any
 
-import psutil
 import torch
 from rich.table import Table
 
 from benchmarks.measure import all_here, at_once, machine
 from vlapost import cli, collect_demos, config
 from vlapost.build import open_demos
+from vlapost.callbacks.rollout_stats import host_gib
 from vlapost.config import ROOT, Config
 from vlapost.evaluation.summary import write_json
 
 MINIBATCHES, SIZE, ROUNDS = 200, 64, 5  # of each round; the median of the rounds counts
-GIB = 2**30
 
 
 def run(words: list[str]) -> None:
@@ -33,7 +33,7 @@ def run(words: list[str]) -> None:
     found = [measure(cfg, processes) for processes in range(1, min(2, len(os.sched_getaffinity(0))) + 1)]
     files = list((ROOT / cfg.demos.path).glob("shard-*.arrow"))
     size = sum(path.stat().st_size for path in files)
-    size_of = f"{found[0]['samples']} samples; the folder: {len(files)} shards, {size / GIB:.2f} GiB"
+    size_of = f"{found[0]['samples']} samples; the folder: {len(files)} shards, {size / 2**30:.2f} GiB"
     table = Table(title=f"{cfg.demos.episodes} demonstrations, {size_of}")
     for column in ("processes", "s to open", "samples/s", "GiB before", "GiB open", "GiB after each round"):
         table.add_column(column, justify="right")
@@ -56,7 +56,7 @@ def measure(cfg: Config, processes: int) -> dict[str, Any]:
     return {
         "samples": found[0]["samples"],
         "open_s": max(one["open_s"] for one in found),
-        "samples_per_s": float(torch.tensor(rates).median()),
+        "samples_per_s": median(rates),
         **{key: max(one[key] for one in found) for key in ("gib_before", "gib_open")},
         "gib_rounds": [max(values) for values in zip(*(one["gib_rounds"] for one in found))],
     }
@@ -64,10 +64,10 @@ def measure(cfg: Config, processes: int) -> dict[str, Any]:
 
 def read(cfg: Config, seed: int) -> dict[str, Any]:
     """One process: opens, waits for the others, reads."""
-    before, begin = memory(), perf_counter()
+    before, begin = host_gib(), perf_counter()
     data = open_demos(cfg)
     opened, order = perf_counter() - begin, torch.Generator().manual_seed(seed)
-    result: dict[str, Any] = {"samples": len(data), "open_s": opened, "gib_before": before, "gib_open": memory()}
+    result: dict[str, Any] = {"samples": len(data), "open_s": opened, "gib_before": before, "gib_open": host_gib()}
     rates, rounds = [], []
     for _ in range(ROUNDS):
         all_here()
@@ -75,14 +75,8 @@ def read(cfg: Config, seed: int) -> dict[str, Any]:
         for _ in range(MINIBATCHES):
             data.observation(torch.randint(len(data), (SIZE,), generator=order))
         rates.append(MINIBATCHES * SIZE / (perf_counter() - begin))
-        rounds.append(memory())
+        rounds.append(host_gib())
     return {**result, "rates": rates, "gib_rounds": rounds}
-
-
-def memory() -> float:
-    """GiB of this process that are not mapped from files."""
-    now = psutil.Process().memory_info()
-    return (now.rss - now.shared) / GIB
 
 
 if __name__ == "__main__":

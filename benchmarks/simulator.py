@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing.synchronize import Barrier
 from statistics import median
-from threading import BrokenBarrierError
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlapost.config import EnvConfig, UserError
+from benchmarks.measure import all_here, at_once
+from vlapost.config import EnvConfig
 from vlapost.envs.vector import SceneVector, make_env
 
 RUNS = 5
 SCENES = 2  # per process
 STEPS = 80
-LONGEST_WAIT = 600  # seconds for another process
-
-_barrier: Barrier
 
 
 def measure(cfg: EnvConfig, image_size: tuple[int, int], processes: int) -> dict[str, Any]:
@@ -33,16 +26,7 @@ def measure(cfg: EnvConfig, image_size: tuple[int, int], processes: int) -> dict
         UserError: what stopped a process, or that one died.
     """
     cfg = replace(cfg, image_size=list(image_size), num_envs=SCENES)
-    context = mp.get_context("spawn")
-    barrier = context.Barrier(processes, timeout=LONGEST_WAIT)
-    with ProcessPoolExecutor(processes, context, _start, (barrier,)) as pool:
-        futures = [pool.submit(_work, cfg, rank) for rank in range(processes)]
-        failures = [error for error in map(Future.exception, futures) if error is not None]
-    for error in sorted(failures, key=lambda error: isinstance(error, BrokenBarrierError)):  # the cause comes first
-        if isinstance(error, BrokenProcessPool):
-            raise UserError("A measuring process died, most likely for lack of memory; end other programs.")
-        raise error
-    measured = [future.result() for future in futures]
+    measured = at_once(_measure, [(cfg, rank) for rank in range(processes)])
     rates = [sum(rate) for rate in zip(*(rates for rates, _ in measured))]
     return {
         "image": f"{image_size[1]}x{image_size[0]}",
@@ -58,29 +42,14 @@ def measure(cfg: EnvConfig, image_size: tuple[int, int], processes: int) -> dict
     }
 
 
-def _start(barrier: Barrier) -> None:
-    """First call in every process: where all wait before each episode, so that they run side by side."""
-    global _barrier
-    _barrier = barrier
-
-
-def _work(cfg: EnvConfig, rank: int) -> tuple[list[float], list[float]]:
-    try:
-        return _measure(cfg, rank)
-    except BaseException:
-        _barrier.abort()  # the others need not wait
-        raise
-
-
 def _measure(cfg: EnvConfig, rank: int) -> tuple[list[float], list[float]]:
     """Control steps per second and seconds of a reset, of each counted episode."""
-    torch.set_num_threads(1)
     env = make_env(cfg)
     ids = torch.arange(RUNS + 1)[:, None] * 50_179 + torch.arange(SCENES) * 7 + rank * 1013
     _episode(env, ids[0])  # not counted: first pictures, caches
     rates, resets = [], []
     for episode in ids[1:]:
-        _barrier.wait()
+        all_here()
         seconds, reset_seconds = _episode(env, episode)
         rates.append(STEPS * SCENES / seconds)
         resets.append(reset_seconds)

@@ -19,9 +19,8 @@ import torch
 from vlapost import config
 from vlapost.cli import progress
 from vlapost.disk import write_text
-from vlapost.envs.episodes import SOLVED, decode, held_out
+from vlapost.envs.episodes import SOLVED, decode, held_out, solved
 from vlapost.envs.places import OBJECT, RECEPTACLE
-from vlapost.envs.setup import Setup
 from vlapost.envs.setups import declare, find_setup
 
 if TYPE_CHECKING:
@@ -64,20 +63,18 @@ def look(name: str, obj_set: str, pack: str, seen: dict[object, bool]) -> list[i
     return [id_ for id_, key in zip(ids.tolist(), keys) if seen[key]]
 
 
-def sets_of(pack: str) -> list[tuple[str, str, Setup]]:
-    """Environment, set and setup wherever a held-out list is drawn for this pack."""
+def sets_of(pack: str) -> list[tuple[str, str]]:
+    """Environment and set wherever a held-out list is drawn for this pack."""
     sets = [(name, key, setup) for name, by_key in declare("v2").items() for key, setup in by_key.items()]
-    return [x for x in sets if pack in x[2].task.packs and not x[2].held_out]
+    return [(name, key) for name, key, setup in sets if pack in setup.task.packs and not setup.held_out]
 
 
 if __name__ == "__main__":
     verdicts: dict[object, bool] = {}
     for pack in sys.argv[1:] or ["procedural", "paper"]:
-        for name, obj_set, _ in sets_of(pack):
+        for name, obj_set in sets_of(pack):
             found = look(name, obj_set, pack, verdicts)
-            known: dict[str, list[int]] = json.loads(SOLVED.read_text())
-            ids = {*known.get(f"{name}_{obj_set}", []), *found}
-            if ids:
-                known[f"{name}_{obj_set}"] = sorted(ids)
+            if found:
+                known = json.loads(SOLVED.read_text()) | {f"{name}_{obj_set}": sorted({*solved(name, obj_set), *found})}
                 write_text(SOLVED, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
             print(f"{pack} {name} {obj_set}: {len(found)} solved", flush=True)

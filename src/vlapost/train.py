@@ -185,6 +185,8 @@ def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -
         UserError: the run was started with other settings, or on other weights.
     """
     claim_settings(folder, cfg, may_change)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the first process has read the base, which may be 15 GB
     mark, now = folder / "base.sha256", evaluate.fingerprint(base_of(cfg))
     if not mark.is_file():
         write_text(mark, now)

@@ -70,8 +70,7 @@ class RolloutStats(L.Callback):
         if data.stats:
             values["time/env_steps_per_s"] = (data.env_steps - self.env_steps) / (total - self.evaluation)
             values["rollout/env_steps"] = float(data.env_steps)
-        memory = psutil.Process().memory_info()  # less the pages of mapped files, which the system takes back at will
-        values["memory/host_gib"] = (memory.rss - memory.shared) * world / 2**30
+        values["memory/host_gib"] = host_gib() * world
         module.log_dict(values, sync_dist=True)
         for name in ("iteration", *STAGES):
             self.spent[name] += values.get(f"time/{name}_s", 0.0)
@@ -94,3 +93,9 @@ class RolloutStats(L.Callback):
         if self.spent["env_steps"]:
             rate = self.spent["env_steps"] / (total - self.spent["evaluation"])
             console.print(f"{rate:.0f} environment steps per second, learning included.")
+
+
+def host_gib() -> float:
+    """GiB of this process, less the pages of mapped files, which the system takes back at will."""
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**30

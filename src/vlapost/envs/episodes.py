@@ -6,7 +6,7 @@ An id is a number in mixed radix whose digits are those of `Setup.radix`, the mo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -230,20 +230,18 @@ def held_out_file(env_id: str, obj_set: str) -> Path:
     return Path(str(files(__package__))) / "held_out" / f"{env_id}_{obj_set}.json"
 
 
-def solved(name: str) -> Tensor:
-    """Listed ids `[S]` int64 that are solved at their start with one of the packs; `name` is environment_set.
-
-    `python -m vlapost.solved_starts` finds them.
-    """
-    return torch.tensor(json.loads(SOLVED.read_text()).get(name, []), dtype=torch.int64)
+def solved(env_id: str, obj_set: str) -> list[int]:
+    """Ids that are solved at their start with one of the packs; `python -m vlapost.solved_starts` finds them."""
+    ids: list[int] = json.loads(SOLVED.read_text()).get(f"{env_id}_{obj_set}", [])
+    return ids
 
 
-def make_held_out(setup: Setup, never: Tensor) -> Tensor:
+def make_held_out(setup: Setup, never: Sequence[int] = ()) -> Tensor:
     """The list that was committed: the setup's own, or one balanced so that a prefix of 200 or more nearly is too.
 
     Objects come in permutations of all objects, places in permutations of all choices. Every other digit is each time
     the value that this object has met least often, and of those the one that occurred least often at all; a yaw that
-    would make an episode come twice is passed over. An id in `never` `[S]` exchanges its place with a later one.
+    would make an episode come twice is passed over. An id in `never` exchanges its place with a later one.
     """
     if setup.held_out:
         return torch.arange(setup.held_out)
@@ -264,8 +262,8 @@ def make_held_out(setup: Setup, never: Tensor) -> Tensor:
             row[name] = order[0]
         rows.append(row)
     digits = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-    following = 0
-    while len(wrong := torch.isin(ids := encode(setup, digits), never).nonzero()):
+    unwanted, following = torch.tensor(never, dtype=torch.int64), 0
+    while len(wrong := torch.isin(ids := encode(setup, digits), unwanted).nonzero()):
         following += 1  # not the same one twice, which would give the place back
         pair = torch.tensor([int(wrong[0]), (int(wrong[0]) + following) % HELD_OUT_COUNT])
         digits["place"][pair] = digits["place"][pair.flip(0)]
@@ -281,5 +279,5 @@ def _permutations(rng: np.random.Generator, count: int) -> np.ndarray:
 if __name__ == "__main__":  # python -m vlapost.envs.episodes: write the lists again
     for id_, sets in declare("v2").items():
         for set_name, declared in sets.items():
-            ids = make_held_out(declared, solved(f"{id_}_{set_name}"))
+            ids = make_held_out(declared, solved(id_, set_name))
             held_out_file(id_, set_name).write_text(json.dumps(ids.tolist()) + "\n")
