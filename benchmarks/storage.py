@@ -65,8 +65,10 @@ def run(words: list[str]) -> None:
     for column in ("format", "bytes a step", "steps/s written", "steps/s read", "by two", "ms to open"):
         table.add_column(column, justify="left" if column == "format" else "right")
     found = {}
-    for name, (write, open_) in FORMATS.items():
-        one = measure(write, open_, meta, episodes) | {"read_by_two_per_s": by_two(name, meta, episodes)}
+    for name in FORMATS:
+        with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder:
+            one = measure(name, Path(folder), meta, episodes)
+            one["read_by_two_per_s"] = by_two(name, Path(folder, "0"), episodes)
         found[name] = one
         table.add_row(
             name,
@@ -93,31 +95,31 @@ def load(shard: Shard, first: int, last: int) -> Episode:
     return replace(episode, image=(), **numbers), [shards.decode_image(data) for data in episode.image if data]
 
 
-def measure(
-    write: Callable[[Path, DemoMeta, list[Episode]], None],
-    open_: Callable[[Path], Read],
-    meta: DemoMeta,
-    episodes: list[Episode],
-) -> dict[str, float]:
-    """Bytes of a step, steps written and read per second, milliseconds to open."""
+def measure(name: str, folder: Path, meta: DemoMeta, episodes: list[Episode]) -> dict[str, float]:
+    """Write into folders "0", "1", ... of `folder` and read.
+
+    Returns:
+        Bytes of a step, steps written and read per second, milliseconds to open.
+    """
+    write, open_ = FORMATS[name]
     writing, opening, reading = [], [], []
     chosen = choice(episodes)
     frames = sum(len(pictures) for _, pictures in episodes)
-    for _ in range(RUNS):
-        with tempfile.TemporaryDirectory(dir=ROOT / "data") as name:
-            folder = Path(name)
-            start = perf_counter()
-            write(folder, meta, episodes)
-            writing.append(perf_counter() - start)
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            start = perf_counter()
-            read = open_(folder)
-            opening.append(perf_counter() - start)
-            reading.append(_seconds(read, chosen))
-            for e, t in chosen[:50]:
-                picture, action = read(e, t)
-                np.testing.assert_array_equal(picture, episodes[e][1][t])
-                np.testing.assert_array_equal(action, episodes[e][0].action[t])
+    for run in range(RUNS):
+        to = folder / str(run)
+        to.mkdir()
+        start = perf_counter()
+        write(to, meta, episodes)
+        writing.append(perf_counter() - start)
+        size = sum(file.stat().st_size for file in to.iterdir())
+        start = perf_counter()
+        read = open_(to)
+        opening.append(perf_counter() - start)
+        reading.append(_seconds(read, chosen))
+        for e, t in chosen[:50]:
+            picture, action = read(e, t)
+            np.testing.assert_array_equal(picture, episodes[e][1][t])
+            np.testing.assert_array_equal(action, episodes[e][0].action[t])
     return {
         "bytes": size / frames,
         "written_per_s": frames / median(writing),
@@ -126,13 +128,11 @@ def measure(
     }
 
 
-def by_two(name: str, meta: DemoMeta, episodes: list[Episode]) -> float:
-    """Steps read per second by two processes at once, in the format `name`."""
+def by_two(name: str, folder: Path, episodes: list[Episode]) -> float:
+    """Steps read per second, by two processes at once, of what `measure` wrote into a folder."""
     chosen = choice(episodes)
-    with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder:
-        FORMATS[name][0](Path(folder), meta, episodes)
-        jobs = [(name, Path(folder), chosen), (name, Path(folder), chosen[::-1])]
-        return 2 * READS / median(max(at_once(_read_beside, jobs)) for _ in range(RUNS))
+    found = at_once(_read_beside, [(name, folder, chosen), (name, folder, chosen[::-1])])
+    return 2 * READS / median(max(seconds) for seconds in zip(*found))
 
 
 def choice(episodes: list[Episode]) -> list[tuple[int, int]]:
@@ -149,11 +149,13 @@ def _seconds(read: Read, chosen: list[tuple[int, int]]) -> float:
     return perf_counter() - start
 
 
-def _read_beside(name: str, folder: Path, chosen: list[tuple[int, int]]) -> float:
-    """The same in one of several processes."""
-    read = FORMATS[name][1](folder)
-    all_here()
-    return _seconds(read, chosen)
+def _read_beside(name: str, folder: Path, chosen: list[tuple[int, int]]) -> list[float]:
+    """The same `RUNS` times, in one of several processes."""
+    read, found = FORMATS[name][1](folder), []
+    for _ in range(RUNS):
+        all_here()
+        found.append(_seconds(read, chosen))
+    return found
 
 
 # ---- formats

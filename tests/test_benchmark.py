@@ -24,29 +24,34 @@ def test_a_failing_process_shows_its_reason_and_nothing_hangs() -> None:
 @pytest.mark.parametrize("name", storage.FORMATS)
 def test_every_format_gives_back_what_it_was_given(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`measure` compares every picture and action that it reads with what was written."""
-    (tmp_path / "data").mkdir()
-    for key, value in {"ROOT": tmp_path, "RUNS": 1, "READS": 50, "BLOCK": 2}.items():
+    for key, value in {"RUNS": 1, "READS": 50, "BLOCK": 2}.items():
         monkeypatch.setattr(storage, key, value)
-    lengths = (5, 7, 6)
-    episodes = [(replace(episode(k, n), image=()), list(pictures(k, n))) for k, n in enumerate(lengths)]
-    found = storage.measure(*storage.FORMATS[name], META, episodes)
+    episodes = demonstrations(5, 7, 6)
+    found = storage.measure(name, tmp_path, META, episodes)
     assert found["bytes"] > 24 * 32 * 3 / 2  # noise does not get smaller
-    assert min(found.values()) > 0 and list((tmp_path / "data").iterdir()) == []
+    assert min(found.values()) > 0
+    write, open_ = storage.FORMATS[name]
 
     def wrong(folder: Path) -> storage.Read:
-        read = storage.FORMATS[name][1](folder)
+        read = open_(folder)
         return lambda e, t: (read(e, t)[0] ^ 1, read(e, t)[1])
 
+    monkeypatch.setitem(storage.FORMATS, name, (write, wrong))
+    (tmp_path / "wrong").mkdir()
     with pytest.raises(AssertionError):
-        storage.measure(storage.FORMATS[name][0], wrong, META, episodes)
+        storage.measure(name, tmp_path / "wrong", META, episodes)
 
 
-def test_two_processes_read_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for key, value in {"ROOT": tmp_path, "RUNS": 1, "READS": 20}.items():
+def test_two_processes_read_what_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for key, value in {"RUNS": 1, "READS": 20}.items():
         monkeypatch.setattr(storage, key, value)
-    episodes = [(replace(episode(0, 5), image=()), list(pictures(0, 5)))]
-    assert storage.by_two("ours", META, episodes) > 0 and list((tmp_path / "data").iterdir()) == []
+    storage.measure("ours", tmp_path, META, demonstrations(5))
+    assert storage.by_two("ours", tmp_path / "0", demonstrations(5)) > 0
+
+
+def demonstrations(*lengths: int) -> list[storage.Episode]:
+    """Pictures of noise beside their demonstrations."""
+    return [(replace(episode(k, n), image=()), list(pictures(k, n))) for k, n in enumerate(lengths)]
 
 
 def test_reading_by_two_processes_at_once(tmp_path: Path) -> None:

@@ -140,12 +140,14 @@ def test_an_attempt_that_breaks_is_a_failure_with_a_cause(monkeypatch: pytest.Mo
     def broken(*_: object) -> None:
         raise RuntimeError("no such screw")
 
-    monkeypatch.setattr(attempts.Worker, "tools", (SimpleNamespace(), SimpleNamespace()))
+    closed = []
+    simulator = SimpleNamespace(close=lambda: closed.append(1))
+    monkeypatch.setattr(attempts.Worker, "tools", (simulator, SimpleNamespace()))
     monkeypatch.setattr(attempts.Worker, "broken", 0)
     monkeypatch.setattr(attempts, "record", broken)
     found, seconds = attempts.timed_attempt(3, 7, None)
     assert found == Failure(3, 7, "RuntimeError: no such screw") and set(seconds) == {*collect_demos.STAGES}
-    assert attempts.Worker.tools is None  # the next one builds them anew
+    assert attempts.Worker.tools is None and closed == [1]  # the next one builds them anew
     for _ in range(attempts.MOST_BROKEN - 2):
         monkeypatch.setattr(attempts.Worker, "tools", (SimpleNamespace(), SimpleNamespace()))
         attempts.timed_attempt(4, 8, None)

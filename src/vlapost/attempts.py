@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,8 @@ def timed_attempt(
         raise
     except Exception as error:  # one attempt of many: it would end the same command again and again
         Worker.tools, Worker.broken = None, Worker.broken + 1
+        with suppress(Exception):
+            env.close()
         if Worker.broken == MOST_BROKEN:
             raise
         result = f"{type(error).__name__}: {error}"
