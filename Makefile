@@ -47,7 +47,7 @@ train-grpo: $(INSTALLED)  ## The same with GRPO: no critic, groups of episodes f
 train-tpo: $(INSTALLED)  ## The same with TPO: preferences between whole episodes
 	@$(PYTHON) -m vlapost.recipe $(or $(CONF),tpo) $(ARGS)
 
-learning-curve: $(INSTALLED)  ## PPO for 400,000 steps against SFT on up to 4,000 demonstrations (hours; resumable)
+learning-curve: $(INSTALLED)  ## PPO for 400,000 steps, evaluated on seen and unseen objects (hours; resumable)
 	@$(PYTHON) -m vlapost.curve $(ARGS)
 
 sft-scaling: $(INSTALLED)  ## SFT on 140 to 16,000 demonstrations, on seen and unseen objects (hours; resumable)

@@ -59,6 +59,7 @@ def collect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
     monkeypatch.setattr(collect_demos, "results", results)
     monkeypatch.setattr(collect_demos, "meta_of", lambda cfg: META)
+    monkeypatch.setattr(collect_demos, "episode_of", lambda cfg, candidate: episode(candidate).episode_id)
     monkeypatch.setattr("vlapost.assets.pack.open_pack", lambda name: None)
 
     def work(name: str, episodes: int, *words: str) -> Path:
@@ -112,6 +113,17 @@ def test_parts_go_on_from_a_collection_by_one(collect) -> None:
         folder = collect("one", 80, f"demos.part={part}", "demos.parts=2", "demos.shard_attempts=7")
     collect("one", 80)
     assert candidates(folder)[:80] == [c for c in range(200) if isinstance(outcome(c), DemoEpisode)][:80]
+
+
+def test_a_collection_from_before_other_episodes_were_held_out_is_refused(
+    collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect("all", 12)
+    collect("all", 13)
+    before = collect_demos.episode_of
+    monkeypatch.setattr(collect_demos, "episode_of", lambda cfg, k: 7 if k == 9 else before(cfg, k))
+    with pytest.raises(UserError, match=r"Attempt 9 in .*shard-00000005.* starts in episode \d+, where it is 7 today"):
+        collect("all", 14)
 
 
 def test_processes_that_divide_the_attempts_differently_are_told(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vlapost.build import build_actor, demo_feed
 from vlapost.config import UserError
 from vlapost.contracts import Actor, Metrics, Observation, Step
 from vlapost.exchange import lerobot, maniskill, npz, rlds
-from vlapost.exchange.folder import read_sources, shares
+from vlapost.exchange.folder import claim, imported, read_sources, shares
 from vlapost.exchange.rollouts import HOPELESS, length, roll_out
 from vlapost.exchange.shards import episodes
 from vlapost.exchange.tfrecord import parse, records
@@ -387,6 +387,11 @@ def test_what_is_refused_of_npz(tmp_path: Path) -> None:
     refused("0000.npz has no 'action'; it has: image, instruction, success")
     write_npz(tmp_path, 0, instruction=np.array(["a", None], object))
     refused("0000.npz is damaged or holds Python objects")
+    for key in ("action", "image"):
+        write_npz(tmp_path, 0, **{key: np.zeros(())})
+        refused(rf"The '{key}' of .*0000.npz is a single value")
+    write_npz(tmp_path, 0, action=np.zeros((0, 7)), image=np.zeros((0, 4, 4, 3), np.uint8))
+    refused("0000.npz holds no step")
     write_npz(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:-200])
     refused("0000.npz is damaged")
@@ -498,6 +503,27 @@ def import_all(folder: Path, *words: str) -> str:
     with cli.console.capture() as shown:
         import_demos.run([f"demos.path={folder}", "env.image_size=[24,32]", *words])
     return shown.get()
+
+
+def test_an_import_that_has_stored_nothing_yet_is_not_taken_for_an_empty_folder(tmp_path: Path) -> None:
+    """Killed before its first shard: the planner must not fill the folder."""
+    write_npz(tmp_path / "theirs", 0)
+    claim(tmp_path, "npz", str(tmp_path / "theirs"), {}, 0)
+    with pytest.raises(UserError, match=r"import of .*theirs into .* was interrupted before anything was stored"):
+        imported(tmp_path, 140, False)
+
+
+def test_episodes_of_which_a_filter_keeps_nothing(tmp_path: Path) -> None:
+    """They are left out; if there are no others, training says so."""
+    for number, move in enumerate((0.001, 0.5)):
+        write_npz(tmp_path / "theirs", number, action=np.array([[move, 0, 0, 0, 0, 0, 1]] * (3 + number)))
+    into = tmp_path / "into"
+    import_all(into, "from=npz", f"source={tmp_path / 'theirs'}", "exchange.metres=0.1")
+    demos = config.load("base", ["demos.filter=drop"]).demos
+    assert [len(e.action) for e in episodes(into, demos)] == [4]
+    assert len(DemoDataset(into, "drop", 0.01, 0.06)) == 4
+    with pytest.raises(UserError, match=r"No step of the 1 demonstrations in .*into is left by demos.filter=drop"):
+        DemoDataset(into, "drop", 0.01, 0.06, 1)
 
 
 def test_two_sources_in_one_folder(tmp_path: Path) -> None:

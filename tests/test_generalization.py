@@ -286,5 +286,5 @@ def test_your_own_function_can_act() -> None:
             build_actor(config.load("base", [f"evaluation.actor={name}"]))
     with pytest.raises(UserError, match="it must be policy, planner, random or module:function"):
         config.load("base", ["evaluation.actor=chance"])
-    with pytest.raises(UserError, match="a recipe evaluates the policy it trains"):
+    with pytest.raises(UserError, match="this command evaluates the policy it trains"):
         recipe.run(["evaluation.actor=planner"])

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +36,7 @@ from vlapost.evaluation.summary import write_json
 if TYPE_CHECKING:
     from vlapost.envs.episodes import Order
     from vlapost.experience.collect import Stopwatch
-    from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, ShardFile
+    from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, Shard, ShardFile
     from vlapost.experience.writer import DemoWriter
 
     Timed = tuple[DemoEpisode | Failure, dict[str, float]]
@@ -68,6 +68,22 @@ def _order(env_id: str, obj_set: str, protocol: str, seed: int) -> Order:
     from vlapost.envs.setups import find_setup
 
     return Order(find_setup(env_id, obj_set, protocol).total, reserved(env_id, obj_set, protocol), seed)
+
+
+def check_starts(cfg: Config, shard: Shard) -> None:
+    """Refuse a shard of another order of the starts: some of them would come twice, or be among the held-out ones.
+
+    Raises:
+        UserError: other episodes were held out when it was collected.
+    """
+    firsts = [first for first, _ in shard.spans()]
+    attempts, ids = (shard.rows.column(name).take(firsts).to_pylist() for name in ("candidate", "episode_id"))
+    for attempt, there in zip(attempts, ids):
+        if there != (now := episode_of(cfg, attempt)):
+            raise UserError(
+                f"Attempt {attempt} in {shard.file.path} starts in episode {there}, where it is {now} today: other "
+                "episodes were held out then. Delete the folder, or choose another with demos.path=..."
+            )
 
 
 def seed_of(cfg: Config, candidate: int) -> list[int] | None:
@@ -118,7 +134,8 @@ def collect(cfg: Config) -> DemoWriter:
     wanted = d.episodes + d.held_out
     if there := imported(ROOT / d.path, wanted, d.skip_corrupt):
         return DemoWriter(ROOT / d.path, there, skip_corrupt=d.skip_corrupt)
-    writer = DemoWriter(ROOT / d.path, meta_of(cfg), d.shard_attempts, d.part, d.parts, d.skip_corrupt)
+    look = partial(check_starts, cfg)
+    writer = DemoWriter(ROOT / d.path, meta_of(cfg), d.shard_attempts, d.part, d.parts, d.skip_corrupt, look)
     if writer.is_enough(wanted):
         return writer
     open_pack(cfg.env.assets)  # drawn here if it is not there yet, where its progress can be seen

@@ -1,10 +1,11 @@
-"""RL against more demonstrations: `python -m vlapost.curve [key=value ...]`, or `make learning-curve`.
+"""RL over environment steps: `python -m vlapost.curve [key=value ...]`, or `make learning-curve`.
 
-Warm-up and PPO as in the recipe, but for 400,000 environment steps, and SFT on more demonstrations than the warm-up's,
-as in scaling.py; every tenth iteration of PPO and every SFT is evaluated on the training setup and on unseen objects
-and tables (paper Fig. 6c and 6d in small). Unseen is `env.obj_set=test`. The same command continues an interrupted run.
+Warm-up and PPO as in the recipe, but for 400,000 environment steps; the warm-up and every tenth iteration of PPO are
+evaluated on the training setup and on unseen objects and tables. `make sft-scaling` with `curve=` lays the result over
+SFT on more demonstrations (paper Fig. 6c and 6d in small). Unseen is `env.obj_set=test`. The same command continues an
+interrupted run.
 
-Overrides go where those of the recipe go. Writes lightning_logs/<run>/: curve.png, curve.json, evaluation/.
+Overrides go where those of the recipe go. Writes lightning_logs/<run>/: curve.png, curve.json, a folder per point.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.charts import learning_curve, panels, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, split_words, training
-from vlapost.scaling import cell, evaluations, report, sets_of
+from vlapost.scaling import about, evaluations, report, sets_of
 from vlapost.train import check, claim, processes
 
 STEPS = 400_000
 SNAPSHOT = 10  # iterations
-MORE = (1000, 4000)  # demonstrations, each a cell of the grid of scaling.py
 
 
 def run(argv: list[str]) -> None:
@@ -57,12 +57,8 @@ def run(argv: list[str]) -> None:
     points = {0: warm} | {n: rl / f"snapshots/{n:05d}" for n in range(every, last, every)} | {last: rl / "adapter"}
     adapters = {f"{cfg.algorithm.name}-{n:05d}": path for n, path in points.items()}
     stages += [stage for label, path in adapters.items() for stage in evaluations(base, label, path, sets)]
-    for count in MORE:
-        more = config.load("sft_scaling", [*warmup_words, f"demos.episodes={count}"])
-        stages.append(demonstrations(more, folder / f"demos-{count}.json", f"{count} demonstrations"))
-        stages += cell(cfg.run, f"sft-{count}", count, warmup_words, sets)
     perform(folder, stages)
-    draw(folder, cfg.algorithm.name, sets, {n * steps: n for n in points}, [cfg.demos.episodes, *MORE])
+    draw(folder, cfg.algorithm.name, sets, {n * steps: n for n in points}, warmup.demos.episodes, about(base))
 
 
 def steps_per_iteration(cfg: Config) -> int:
@@ -73,21 +69,21 @@ def steps_per_iteration(cfg: Config) -> int:
     return samples(cfg, setup_of(cfg.env).task.steps) * processes(cfg)[1]
 
 
-def draw(folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, int], lines: list[int]) -> None:
-    """Write curve.json and curve.png: success over environment steps, SFT as horizontal lines."""
+def draw(
+    folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, int], demos: int, about: dict[str, Any]
+) -> None:
+    """Write curve.json and curve.png: success over environment steps, the warm-up on `demos` as a line."""
 
-    def scores(label: str, set_: str) -> dict[str, Any]:
-        found = json.loads(report(folder, label, set_).read_text())
+    def scores(n: int, set_: str) -> dict[str, Any]:
+        found = json.loads(report(folder, f"{algorithm}-{n:05d}", set_).read_text())
         return {metric: found[metric] for metric in METRICS}
 
-    curve = {s: {steps: scores(f"{algorithm}-{n:05d}", s) for steps, n in points.items()} for s in sets}
-    sft = {s: {n: curve[s][0] if n not in MORE else scores(f"sft-{n}", s) for n in lines} for s in sets}
-    write_json(folder / "curve.json", {"rl": curve, "sft": sft})
+    curve = {set_: {steps: scores(n, set_) for steps, n in points.items()} for set_ in sets}
+    write_json(folder / "curve.json", {"rl": curve, "about": about})
     figure, axes = panels(list(sets.values()))
     for axis, set_ in zip(axes, sets):
         rl = {steps: scores["success_end"] for steps, scores in curve[set_].items()}
-        levels = {f"SFT {count}": sft[set_][count]["success_end"] for count in lines}
-        learning_curve(axis, algorithm.upper(), rl, levels)
+        learning_curve(axis, algorithm.upper(), rl, {f"SFT {demos}": rl[0]})
     save_figure(figure, folder / "curve.png")
     cli.console.print(f"Wrote {folder / 'curve.png'} and curve.json.", soft_wrap=True)
 

@@ -87,18 +87,31 @@ def evaluate(c: Config, out: Path) -> dict[str, Any]:
 
 def job_of(c: Config, out: Path, name: str, skip: int = 0, most: int | None = None) -> Job:
     """The first `evaluation.episodes` held-out episodes of `c.env` after `skip`, of `most` there; `out` is claimed."""
-    from vlapost.envs.episodes import held_out
     from vlapost.evaluation.parallel import Job
 
-    known = held_out(c.env.id, c.env.obj_set, c.env.protocol).tolist()[skip:][:most]
-    if c.evaluation.episodes > len(known):
-        raise UserError(f"evaluation.episodes is {c.evaluation.episodes}; only {len(known)} episodes are held out.")
+    ids = ids_of(c, skip, most)
     if c.evaluation.actor == "planner" and c.env.backend != "cpu":
         raise UserError("evaluation.actor is 'planner', which plans in scenes on the CPU; set env.backend=cpu.")
-    ids = known[: c.evaluation.episodes]
     labels = labels_of(c, ids, name)
     _claim(c, out)
     return Job(name, c, ids, out, labels)
+
+
+def ids_of(c: Config, skip: int = 0, most: int | None = None) -> list[int]:
+    """The first `evaluation.episodes` held-out episodes of `c.env` after `skip`, of `most` there.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    from vlapost.envs.episodes import held_out
+
+    known = held_out(c.env.id, c.env.obj_set, c.env.protocol).tolist()[skip:][:most]
+    if c.evaluation.episodes > len(known):
+        raise UserError(
+            f"evaluation.episodes is {c.evaluation.episodes}; only {len(known)} episodes of {c.env.id} {c.env.obj_set} "
+            "are held out."
+        )
+    return known[: c.evaluation.episodes]
 
 
 def identify(c: Config) -> dict[str, Any]:

@@ -44,8 +44,7 @@ def run(argv: list[str]) -> None:
     cfg = config.load(name, overrides)
     if cfg.algorithm.name == "sft":
         raise UserError(f"conf/{name}.yaml trains by SFT alone; use make train-sft.")
-    if cfg.evaluation.actor != "policy":
-        raise UserError(f"evaluation.actor is '{cfg.evaluation.actor}'; a recipe evaluates the policy it trains.")
+    policy_only(cfg)
     shared, warmup_words = split_words(words, cfg.run)
     warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
 
@@ -71,6 +70,16 @@ def run(argv: list[str]) -> None:
     summarise(cfg, folder, perform(folder, stages))
 
 
+def policy_only(cfg: Config) -> None:
+    """For commands that evaluate what they train.
+
+    Raises:
+        UserError: something else is to act.
+    """
+    if cfg.evaluation.actor != "policy":
+        raise UserError(f"evaluation.actor is '{cfg.evaluation.actor}'; this command evaluates the policy it trains.")
+
+
 def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
     """The overrides of every stage, and those of the warm-up."""
     shared = [w for w in words if not w.startswith(("sft.", *LEARNING)) or w.startswith(MACHINE)]
@@ -78,7 +87,7 @@ def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
     return shared, [*shared, *(w.removeprefix("sft.") for w in words if w.startswith("sft."))]
 
 
-def demonstrations(cfg: Config, product: Path, title: str = "demonstrations") -> Stage:
+def demonstrations(cfg: Config, product: Path) -> Stage:
     """The stage that collects what is missing of `cfg.demos.episodes`.
 
     Raises:
@@ -90,7 +99,7 @@ def demonstrations(cfg: Config, product: Path, title: str = "demonstrations") ->
         collect_demos.collect(cfg).close()
         write_json(product, {"path": cfg.demos.path, "episodes": cfg.demos.episodes})
 
-    return title, product, collect
+    return "demonstrations", product, collect
 
 
 def perform(folder: Path, stages: list[Stage]) -> dict[str, float]:

@@ -4,13 +4,13 @@ Every cell of the grid, a number of demonstrations and a seed, is trained on the
 smaller set is part of every larger one. Its rate falls to zero in a time that grows with the set, and it ends earlier
 when the loss on held-out demonstrations falls no more (conf/sft_scaling.yaml). It is evaluated on the training setup
 and on unseen objects and tables (paper Fig. 6a and 6b). What is finished is skipped, so the same command continues an
-interrupted grid, and more sizes or seeds add to it.
+interrupted grid, and more sizes or seeds add to it: all finished cells of the run are drawn.
 
 `sizes=[140,1000,32000]` and `seeds=[0]` change the grid; `curve=lightning_logs/curve/curve.json` lays the learning
 curve of RL over the levels of SFT (Fig. 6c and 6d). All other overrides go to every cell; `trainer.iterations` is for
-140 demonstrations.
+140 demonstrations and two processes.
 
-Writes lightning_logs/<run>/: scaling.png, scaling.json, with a curve rl.png, a folder per cell, evaluation/.
+Writes lightning_logs/<run>/: scaling.png, scaling.json, with a curve rl.png, a folder per cell with its evaluations.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 from yaml import YAMLError
 
-from vlapost import cli, config
+from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation import charts
-from vlapost.evaluation.summary import METRICS, percent, pool, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, evaluation, perform, series, split_words, training
-from vlapost.train import check, claim
+from vlapost.evaluation.summary import percent, write_json
+from vlapost.recipe import MAY_CHANGE, Stage, evaluation, perform, policy_only, series, split_words, training
+from vlapost.train import base_of, check, claim, processes
 
 FEWEST, GROWTH = 140, 0.62  # N demonstrations are trained on (N / 140)^0.62 times as long
+TWO = 2  # processes that the iterations are meant for: others take more or fewer, for as many samples
 CHECKS = 8  # looks at the held-out loss during a cell
 LOSS = "val/demo_loss"
+OF_THE_GRID = {"seed": "seeds=[...]", "demos.episodes": "sizes=[...]"}
+UNSEEN = ("test", "all")  # object sets with what training must not meet
 
 
 @dataclass
@@ -53,18 +56,25 @@ def run(argv: list[str]) -> None:
         raise UserError(f"The grid is conf/sft_scaling.yaml, not '{name}'; give what differs as key=value.")
     own = [w for w in words if w.split("=")[0] in Grid.__dataclass_fields__]
     words = [w for w in words if w not in own]
+    for key in (w.split("=")[0] for w in words):
+        if key in OF_THE_GRID:
+            raise UserError(f"{key} differs between the cells of the grid; give {OF_THE_GRID[key]}.")
     grid = parse(own)
     cfg = config.load(name, [*words, f"demos.episodes={max(grid.sizes)}"])
     sets = sets_of(cfg)
-    rl = learning_curve_of(grid.curve, sets) if grid.curve else {}
+    rl = learning_curve_of(grid.curve, cfg, sets) if grid.curve else {}
     folder = ROOT / "lightning_logs" / cfg.run
+    collect_demos.refuse_parts(cfg)
     check(cfg)
-    stages: list[Stage] = [demonstrations(cfg, folder / f"demos-{cfg.demos.episodes}.json")]
-    for size in grid.sizes:
-        for seed in grid.seeds:
-            stages += cell(cfg.run, label(size, seed), size, [*words, f"seed={seed}"], sets)
+    claim(folder, cfg, (*MAY_CHANGE, "demos.episodes"))
+    cells = [(size, seed) for size in grid.sizes for seed in grid.seeds]
+    adapters = [adapter(cfg.run, label(*one)) for one in cells]
+    needs_them = next((path for path in adapters if not path.exists()), adapters[0])
+    stages: list[Stage] = [("demonstrations", needs_them, lambda: collect(cfg, folder / "shards.json"))]
+    for size, seed in cells:
+        stages += cell(cfg.run, size, [*words, f"seed={seed}"], sets)
     perform(folder, stages)
-    draw(folder, grid, sets, rl)
+    draw(folder, sets, rl)
 
 
 def parse(words: list[str]) -> Grid:
@@ -84,23 +94,85 @@ def parse(words: list[str]) -> Grid:
     return grid
 
 
-def learning_curve_of(path: str, sets: dict[str, str]) -> dict[str, dict[str, Any]]:
+def sets_of(base: Config) -> dict[str, str]:
+    """The object sets to evaluate on, with their titles.
+
+    Raises:
+        UserError: the environment has no unseen set, or training would meet it; fewer episodes are held out than are
+            asked for; something else than a policy is to act.
+    """
+    from vlapost.envs.setups import find_setup
+
+    policy_only(base)
+    if base.env.obj_set in UNSEEN:
+        raise UserError(f"env.obj_set is '{base.env.obj_set}', which has the unseen objects in it; name another.")
+    sets = {base.env.obj_set: "training setup", "test": "unseen objects and tables"}
+    for obj_set in sets:
+        find_setup(base.env.id, obj_set)
+        evaluate.ids_of(on(base, obj_set))
+    return sets
+
+
+def on(base: Config, obj_set: str) -> Config:
+    """The settings of an evaluation on an object set."""
+    return replace(base, env=replace(base.env, obj_set=obj_set), evaluation=replace(base.evaluation, videos=0))
+
+
+def about(base: Config) -> dict[str, Any]:
+    """What has to agree before curves of two commands may stand in one chart."""
+    from vlapost.assets.pack import edition
+
+    env, pixels = base.env, list(base.env.image_size)
+    return {
+        "env": [env.id, env.obj_set, env.protocol, edition(env.assets), pixels, env.shader, env.sim_freq],
+        "decoding": evaluate.decoding(base),
+        "episodes": base.evaluation.episodes,
+        "base": evaluate.fingerprint(base_of(base)),
+    }
+
+
+def learning_curve_of(path: str, base: Config, sets: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What `make learning-curve` measured of RL: {object set: {environment steps: {measure: rate}}}.
 
     Raises:
-        UserError: it is not there, or is of other object sets.
+        UserError: it is not there, or was measured in another way than this grid.
     """
     try:
-        found = json.loads((ROOT / path).read_text())["rl"]
+        content = json.loads((ROOT / path).read_text())
+        found, theirs = content["rl"], content["about"]
         points = [point for of_set in found.values() for point in of_set.items()]
-        usable = all(int(steps) >= 0 and "mean" in scores["success_end"] for steps, scores in points)
+        usable = all(int(n) >= 0 and {"mean", "low", "high"} <= set(scores["success_end"]) for n, scores in points)
+        differing = [key for key, value in about(base).items() if theirs[key] != value]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         usable = False
-    if not usable:
+    if not usable or set(found) != set(sets):
         raise UserError(f"curve={path} is no curve.json; make learning-curve writes one in its folder.")
-    if set(found) != set(sets):
-        raise UserError(f"curve={path} is of the object sets {', '.join(found)}, the grid of {', '.join(sets)}.")
+    if differing:
+        raise UserError(
+            f"curve={path} was measured with another {differing[0]} than this grid; give the same settings."
+        )
     return found
+
+
+def collect(cfg: Config, mark: Path) -> None:
+    """Collect what is missing; `mark` remembers the shards, which later cells have to find as they were.
+
+    Raises:
+        UserError: one of them is damaged or gone, so that a smaller set would not be part of a larger one.
+    """
+    from vlapost.experience.shards import list_shards
+
+    writer = collect_demos.collect(cfg)
+    writer.close()
+    folder, damaged = ROOT / cfg.demos.path, [file.path.name for file in writer.skipped]
+    there = [file.path.name for file in list_shards(folder) if file.path.name not in damaged]
+    before = json.loads(mark.read_text())["shards"] if mark.is_file() else []
+    if lost := sorted(set(before) - set(there)):
+        raise UserError(
+            f"{folder} does not hold {lost[0]} any more, or it is damaged, and the run '{cfg.run}' was begun with it; "
+            "put it back, or choose another name with run=NAME."
+        )
+    write_json(mark, {"path": cfg.demos.path, "shards": there})
 
 
 def label(size: int, seed: int) -> str:
@@ -108,9 +180,10 @@ def label(size: int, seed: int) -> str:
     return f"{size}-seed{seed}"
 
 
-def cell(run: str, name: str, size: int, words: list[str], sets: dict[str, str]) -> list[Stage]:
-    """The stages that train the cell `name` of a run on `size` demonstrations, which are there, and evaluate it."""
-    length = config.load("sft_scaling", words).trainer.iterations
+def cell(run: str, size: int, words: list[str], sets: dict[str, str]) -> list[Stage]:
+    """The stages that train a cell of a run on `size` demonstrations, which are there, and evaluate it."""
+    c = config.load("sft_scaling", words)
+    name, length = label(size, c.seed), c.trainer.iterations * TWO / processes(c)[1]
     iterations = max(1, round(length * (size / FEWEST) ** GROWTH))
     words = [f"trainer.eval_every={-(-iterations // CHECKS)}", *words]
     every = config.load("sft_scaling", words).trainer.eval_every or 1
@@ -130,53 +203,43 @@ def adapter(run: str, name: str) -> Path:
 
 def evaluations(base: Config, name: str, adapter: Path, sets: dict[str, str]) -> list[Stage]:
     """The stages that evaluate an adapter of the run `base.run` on each object set."""
-
-    def on(set_: str) -> Config:
-        return replace(base, env=replace(base.env, obj_set=set_), evaluation=replace(base.evaluation, videos=0))
-
     folder = ROOT / "lightning_logs" / base.run
     products = {set_: report(folder, name, set_) for set_ in sets}
     return [
-        (f"evaluate {name}, {set_}", product, evaluation(on(set_), adapter, product.parent))
+        (f"evaluate {name}, {set_}", product, evaluation(on(base, set_), adapter, product.parent))
         for set_, product in products.items()
     ]
 
 
-def sets_of(base: Config) -> dict[str, str]:
-    """The object sets to evaluate on, with their titles.
-
-    Raises:
-        UserError: the environment has no unseen set.
-    """
-    from vlapost.envs.setups import find_setup
-
-    sets = {base.env.obj_set: "training setup", "test": "unseen objects and tables"}
-    for obj_set in sets:
-        find_setup(base.env.id, obj_set)
-    return sets
-
-
 def report(folder: Path, name: str, set_: str) -> Path:
     """Where the evaluation of an adapter on an object set is summarised."""
-    return folder / "evaluation" / f"{name}-{set_}" / "report.json"
+    return folder / name / "evaluation" / set_ / "report.json"
 
 
-def draw(folder: Path, grid: Grid, sets: dict[str, str], rl: dict[str, Any]) -> None:
-    """Write scaling.json, scaling.png and, with a learning curve of RL, rl.png; print the table."""
+def finished(folder: Path, sets: dict[str, str]) -> dict[int, list[int]]:
+    """The sizes of which there are evaluated cells, and their seeds."""
+    found: dict[int, list[int]] = {}
+    for path in folder.glob("*-seed*"):
+        size, seed = map(int, path.name.split("-seed"))
+        if all(report(folder, path.name, set_).is_file() for set_ in sets):
+            found.setdefault(size, []).append(seed)
+    return {size: sorted(found[size]) for size in sorted(found)}
+
+
+def draw(folder: Path, sets: dict[str, str], rl: dict[str, Any]) -> None:
+    """Of all finished cells write scaling.json, scaling.png and, with a curve of RL, rl.png; print the table."""
+    from vlapost.evaluation import log
+    from vlapost.evaluation.report import over_seeds
+
+    cells = finished(folder, sets)
 
     def scores(size: int, set_: str) -> dict[str, Any]:
-        """Of all seeds together, with the mean of each."""
-        found = [json.loads(report(folder, label(size, seed), set_).read_text()) for seed in grid.seeds]
-        return {
-            m: {**pool([one[m] for one in found]), "seeds": {s: one[m]["mean"] for s, one in zip(grid.seeds, found)}}
-            for m in METRICS
-        }
+        logs = {n: report(folder, label(size, n), set_).with_name("episodes.jsonl") for n in cells[size]}
+        return over_seeds({seed: list(log.read(path).values()) for seed, path in logs.items()})
 
-    success = {set_: {size: scores(size, set_) for size in grid.sizes} for set_ in sets}
-    losses = {
-        size: {s: series(folder / label(size, s) / "sft", [LOSS])[LOSS] for s in grid.seeds} for size in grid.sizes
-    }
-    write_json(folder / "scaling.json", {"success": success, "held_out_loss": losses, "seeds": grid.seeds})
+    success = {set_: {size: scores(size, set_) for size in cells} for set_ in sets}
+    learning = {size: {seed: looks(folder / label(size, seed)) for seed in cells[size]} for size in cells}
+    write_json(folder / "scaling.json", {"success": success, "learning": learning})
     written = [folder / "scaling.png", folder / "scaling.json"]
     figure, axes = charts.panels(list(sets.values()))
     for axis, by_size in zip(axes, success.values()):
@@ -184,37 +247,48 @@ def draw(folder: Path, grid: Grid, sets: dict[str, str], rl: dict[str, Any]) -> 
     charts.save_figure(figure, written[0])
     if rl:
         figure, axes = charts.panels(list(sets.values()))
-        shown = dict.fromkeys((grid.sizes[0], grid.sizes[len(grid.sizes) // 2], grid.sizes[-1]))
+        sizes = list(cells)
+        shown = dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1]))
         for axis, set_ in zip(axes, sets):
             levels = {f"SFT {size}": success[set_][size]["success_end"] for size in shown}
             points = {int(steps): found["success_end"] for steps, found in rl[set_].items()}
             charts.learning_curve(axis, "RL", points, levels)
         charts.save_figure(figure, folder / "rl.png")
         written.append(folder / "rl.png")
-    cli.console.print(table(grid, sets, success, losses))
+    cli.console.print(table(sets, success, learning))
     cli.console.print(f"Wrote {', '.join(map(str, written))}.", soft_wrap=True)
 
 
-def table(grid: Grid, sets: dict[str, str], success: dict[str, Any], losses: dict[int, Any]) -> Table:
-    """A row per size: least and last loss on held-out demonstrations (means of the seeds), and the scores on each set.
+def looks(cell: Path) -> dict[str, Any]:
+    """How a cell was trained: iterations planned and done, and the loss on held-out demonstrations at each look."""
+    trainer = OmegaConf.load(cell / "config.yaml").trainer
+    losses = series(cell / "sft", [LOSS])[LOSS]
+    done = len(losses) * trainer.eval_every if losses else trainer.iterations
+    return {"planned": trainer.iterations, "iterations": done, "held_out_loss": losses}
+
+
+def table(sets: dict[str, str], success: dict[str, Any], learning: dict[int, Any]) -> Table:
+    """A row per size: iterations (means of the seeds), least and last loss on held-out demonstrations, and the scores.
 
     The loss of each size is that on the demonstrations behind its own.
     """
-    title = f"SFT, {len(grid.seeds)} seeds: grasp, continuous grasp, success with its 95 % Wilson interval"
-    view = Table(title=title)
-    for column in ("demonstrations", "least loss", "last loss", *sets.values()):
+    view = Table(title="SFT: grasp, continuous grasp, success at the end with its 95 % interval")
+    for column in ("demonstrations", "seeds", "iterations", "least loss", "last loss", *sets.values()):
         view.add_column(column, justify="right", no_wrap=True)
-    for size in grid.sizes:
-        looks = [(min(values), values[-1]) for values in losses[size].values() if values]
-        cells = [success[set_][size] for set_ in sets]
+    for size, cells in learning.items():
+        losses = [
+            (min(one["held_out_loss"]), one["held_out_loss"][-1]) for one in cells.values() if one["held_out_loss"]
+        ]
+        least_and_last = [f"{sum(column) / len(column):.3f}" for column in zip(*losses)] or ["", ""]
+        iterations = sum(one["iterations"] for one in cells.values()) / len(cells)
+        scores = [success[set_][size] for set_ in sets]
         view.add_row(
-            str(size),
-            *([f"{sum(column) / len(column):.3f}" for column in zip(*looks)] or ["", ""]),
+            str(size), str(len(cells)), f"{iterations:.0f}", *least_and_last,
             *(
-                f"{c['grasp']['mean']:.1%}  {c['consecutive_grasp']['mean']:.1%}  {percent(c['success_end'])}"
-                for c in cells
+                f"{s['grasp']['mean']:.1%}  {s['consecutive_grasp']['mean']:.1%}  {percent(s['success_end'])}"
+                for s in scores
             ),
-        )
+        )  # fmt: skip
     return view
 
 

@@ -24,8 +24,9 @@ def smooth(values: Sequence[float], window: int = 5) -> list[float]:
 
 
 def whiskers(rate: Mapping[str, float]) -> list[list[float]]:
-    """The interval of a rate as matplotlib's `yerr`."""
-    return [[max(0.0, rate["mean"] - rate["low"])], [max(0.0, rate["high"] - rate["mean"])]]
+    """The interval of a rate as matplotlib's `yerr`, nothing where it has none."""
+    mean = rate["mean"]
+    return [[max(0.0, mean - rate.get("low", mean))], [max(0.0, rate.get("high", mean) - mean)]]
 
 
 def bars(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str]) -> None:
@@ -131,7 +132,7 @@ def over_sizes(axis: Any, scores: Mapping[int, Mapping[str, Any]]) -> None:
     axis.set_xlabel("demonstrations")
     axis.set_ylabel("share of episodes")
     axis.label_outer()
-    axis.legend(fontsize=8, title="95 % Wilson intervals; dots: seeds", title_fontsize=8)
+    axis.legend(fontsize=8, title="95 % intervals; dots: seeds", title_fontsize=8)
 
 
 def learning_curve(axis: Any, name: str, points: Mapping[int, Any], levels: Mapping[str, Any]) -> None:
@@ -140,13 +141,13 @@ def learning_curve(axis: Any, name: str, points: Mapping[int, Any], levels: Mapp
     axis.plot(list(points), mean, color="tab:green", marker="o", label=name)
     axis.fill_between(list(points), low, high, color="tab:green", alpha=0.15)
     for (label, score), style in zip(levels.items(), cycle((":", "--", "-."))):
-        axis.axhspan(score["low"], score["high"], color="tab:blue", alpha=0.05)
+        axis.axhspan(*(score.get(end, score["mean"]) for end in ("low", "high")), color="tab:blue", alpha=0.05)
         axis.axhline(score["mean"], color="tab:blue", linestyle=style, label=label)
     axis.set_xlabel("environment steps, thousands")
     axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}")
     axis.set_ylabel("success at the end")
     axis.label_outer()
-    axis.legend(fontsize=8, title="95 % Wilson intervals", title_fontsize=8)
+    axis.legend(fontsize=8, title="95 % intervals", title_fontsize=8)
 
 
 def pyplot() -> Any:

@@ -64,6 +64,21 @@ def per_episode(seeds: Sequence[Sequence[EpisodeResult]], metric: str) -> np.nda
     return np.array(list(_by_episode(seeds, metric).values()))
 
 
+def over_seeds(trainings: Mapping[int, Sequence[EpisodeResult]]) -> dict[str, Any]:
+    """Rates of several trainings on the same episodes, by the seed of each: {metric: {"mean", "low", "high", "seeds"}}.
+
+    The interval is that of the episodes: Wilson's with one training, bootstrapped with more. How far trainings differ
+    is seen from "seeds", the mean of each.
+    """
+    return {
+        m: {
+            **_rate(per_episode(list(trainings.values()), m)),
+            "seeds": {n: float(np.mean([getattr(e, m) for e in episodes])) for n, episodes in trainings.items()},
+        }
+        for m in METRICS
+    }
+
+
 def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
     """Two policies on the same episodes: difference of success at the end, and whether it can be chance.
 

@@ -35,15 +35,9 @@ def rate(outcomes: Iterable[bool]) -> dict[str, float | int]:
     }
 
 
-def pool(rates: Sequence[Mapping[str, float]]) -> dict[str, float | int]:
-    """The rate of all episodes of several rates together."""
-    total, succeeded = (round(sum(values)) for values in zip(*((r["n"], r["mean"] * r["n"]) for r in rates)))
-    return rate([True] * succeeded + [False] * (total - succeeded))
-
-
 def percent(rate: Mapping[str, float]) -> str:
-    """A rate and its interval for a table."""
-    return f"{rate['mean']:.1%}  [{rate['low']:.1%}, {rate['high']:.1%}]"
+    """A rate for a table, and its interval where it has one."""
+    return f"{rate['mean']:.1%}" + (f"  [{rate['low']:.1%}, {rate['high']:.1%}]" if "low" in rate else "")
 
 
 def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:

@@ -70,10 +70,16 @@ def imported(folder: Path, wanted: int, skip_corrupt: bool) -> DemoMeta | None:
     """The settings of a folder of imports that holds at least `wanted` demonstrations; None for any other folder.
 
     Raises:
-        UserError: it holds fewer; a shard is damaged or missing.
+        UserError: it holds fewer; a shard is damaged or missing; an import was begun and gave nothing yet.
     """
-    if not (folder / SOURCES).is_file() or not (files := list_shards(folder)):
+    if not (folder / SOURCES).is_file():
         return None
+    files = list_shards(folder)
+    if not files and (begun := read_sources(folder)):
+        raise UserError(
+            f"The import of {begun[0].source} into {folder} was interrupted before anything was stored; give its "
+            f"command again, or delete {folder / SOURCES}."
+        )
     first = next((shard for _, shard in open_shards(folder, files, skip_corrupt) if shard), None)
     if first is not None and first.meta.grounded:
         return None

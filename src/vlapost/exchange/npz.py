@@ -42,9 +42,12 @@ def _trajectory(path: Path) -> Trajectory:
     if missing:
         raise UserError(f"{path} has no '{missing[0]}'; it has: {', '.join(there) or 'nothing'}.")
     action = there["action"]
+    for key in ("image", "action"):
+        if there[key].ndim == 0:
+            raise UserError(f"The '{key}' of {path} is a single value; it needs one for each step.")
     success = np.atleast_1d(there["success"]).astype(bool) if "success" in there else None
     if success is not None and len(success) == 1:
-        success = np.append(np.zeros(len(action) - 1, bool), success)
+        success = np.append(np.zeros(max(0, len(action) - 1), bool), success)
     if there["instruction"].ndim or there["instruction"].dtype.kind != "U":
         raise UserError(f"The 'instruction' of {path} is no single string; write it with instruction=\"put ...\".")
     return Trajectory(str(path), list(there["image"]), action, str(there["instruction"]), success)

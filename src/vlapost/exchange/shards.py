@@ -53,6 +53,8 @@ def episodes(
 ) -> Iterator[DemoEpisode]:
     """The demonstrations of a folder as training reads them: in their order, filtered by `demos.filter`.
 
+    One of which the filter keeps no step is not among them.
+
     skipped: hears of each damaged shard that `demos.skip_corrupt` leaves out.
 
     Raises:
@@ -62,7 +64,8 @@ def episodes(
     shard = None
     for shard in in_order(folder, demos.skip_corrupt, skipped):
         for begin, end in shard.spans():
-            yield _filtered(shard, begin, end, demos)
+            if episode := _filtered(shard, begin, end, demos):
+                yield episode
     if shard is None:
         raise nothing(folder)
 
@@ -88,8 +91,10 @@ def take(shard: Shard, rows: NDArray[np.int64]) -> DemoEpisode:
     )
 
 
-def _filtered(shard: Shard, begin: int, end: int, demos: DemosConfig) -> DemoEpisode:
+def _filtered(shard: Shard, begin: int, end: int, demos: DemosConfig) -> DemoEpisode | None:
     kept, filtered = filtered_steps(shard, begin, end, demos.filter, demos.min_translation, demos.min_rotation)
+    if not len(kept):
+        return None
     last = np.append(kept[1:], end - begin) - 1  # the step that ends with what a kept action has done
     success = shard.rows.column("success").take(begin + last).to_numpy(zero_copy_only=False)
     return replace(take(shard, begin + kept), action=filtered, success=success)

@@ -87,6 +87,11 @@ class DemoDataset:
         self.meta = self._shards[0].meta
         self.episodes = count
         self.actions = torch.from_numpy(np.concatenate(actions))
+        if not len(self.actions):
+            raise UserError(
+                f"No step of the {count} demonstrations in {folder} is left by demos.filter={filter} with "
+                f"demos.min_translation={min_translation} and demos.min_rotation={min_rotation}; take another filter."
+            )
         self.episode = torch.from_numpy(np.concatenate(episode))
         self._location = np.concatenate(location)
         self.step = torch.from_numpy(self._location[:, 2].copy())

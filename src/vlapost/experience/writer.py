@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from sys import maxsize
@@ -12,7 +12,7 @@ from sys import maxsize
 from vlapost.config import UserError
 from vlapost.disk import hold
 from vlapost.experience.collect import Stopwatch
-from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, ShardFile, list_shards, write_shard
+from vlapost.experience.shards import DemoEpisode, DemoMeta, Failure, Shard, ShardFile, list_shards, write_shard
 from vlapost.experience.verified import check_meta, open_shards
 
 CAUTION = 0.99  # a part goes a little further, as it only knows its own rate of success
@@ -27,6 +27,7 @@ class DemoWriter:
     Args:
         part, parts: which part of how many this writer is.
         skip_corrupt: take a damaged shard for one without successes.
+        look: is shown every shard of this part that is there.
 
     Attributes:
         episodes, attempts, failures: what the shards of this part hold.
@@ -38,7 +39,14 @@ class DemoWriter:
     """
 
     def __init__(
-        self, folder: Path, meta: DemoMeta, block: int = 20, part: int = 0, parts: int = 1, skip_corrupt: bool = False
+        self,
+        folder: Path,
+        meta: DemoMeta,
+        block: int = 20,
+        part: int = 0,
+        parts: int = 1,
+        skip_corrupt: bool = False,
+        look: Callable[[Shard], object] = lambda shard: None,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.meta, self.block, self.part, self.parts = folder, meta, block, part, parts
@@ -62,6 +70,7 @@ class DemoWriter:
                 self._count(file.begin, file.end, 0, ())
             else:
                 check_meta(shard, meta)
+                look(shard)
                 self._count(file.begin, file.end, len(shard.spans()), shard.failures)
 
     def gaps(self) -> Iterator[tuple[int, int]]:
