@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mani_skill.utils.wrappers import RecordEpisode
 from scipy.spatial.transform import Rotation
+from tests.test_exchange import framed, serialised
 
 from vlapost import cli, config, export_demos, import_demos
 from vlapost.attempts import as_demo
@@ -95,6 +98,36 @@ def test_from_a_program_of_other_conventions(recorded: Recorded, tmp_path: Path)
     assert np.abs(pictures[0].numpy().astype(int) - recordings[0].image[0]).mean() < 2  # halved again
     wrong = imported(tmp_path / "wrong", "npz", theirs, "exchange.gripper=[0,1]", "exchange.metres=0.01")
     assert float((wrong.actions[:, :3] - data.actions[:, :3]).abs().max()) > 0.01
+
+
+def test_from_an_rlds_data_set(recorded: Recorded, tmp_path: Path) -> None:
+    """As Octo's half of the study's warm-up: rotations as axis times angle, here with 1 open and 0 closed."""
+    env, recordings = recorded
+    theirs = tmp_path / "ours/1.0.0"
+    theirs.mkdir(parents=True)
+    splits = [{"name": "train", "shardLengths": ["2"]}]
+    (theirs / "dataset_info.json").write_text(json.dumps({"name": "ours", "splits": splits}))
+    step = {
+        "observation": {
+            "featuresDict": {"features": {"image": {"image": {"shape": {"dimensions": ["64", "64", "3"]}}}}}
+        },
+        "action": {"tensor": {"shape": {"dimensions": ["7"]}}},
+    }
+    steps = {"steps": {"sequence": {"feature": {"featuresDict": {"features": step}}}}}
+    (theirs / "features.json").write_text(json.dumps({"featuresDict": {"features": steps}}))
+    examples = []
+    for recording in recordings:
+        action = recording.action.astype(np.float64)
+        turned = Rotation.from_euler("XYZ", action[:, 3:6]).as_rotvec()
+        numbers = np.column_stack([action[:, :3], turned, action[:, 6] > 0]).astype(np.float32)
+        pictures = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in recording.image]
+        words = [recording.instruction.encode()] * len(action)
+        content = {"steps/observation/image": pictures, "steps/action": numbers.ravel()}
+        examples.append(serialised({**content, "steps/language_instruction": words}))
+    (theirs / "ours-train.tfrecord-00000-of-00001").write_bytes(framed(examples))
+    data = imported(tmp_path / "back", "rlds", theirs, "exchange.rotation=axis_angle", "exchange.gripper=[1,0]")
+    assert np.array_equal(data.observation(torch.tensor([0]))[0][0].numpy(), recordings[0].image[0])
+    assert_they_succeed(env, data, recordings)
 
 
 def test_from_maniskills_recorder(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
