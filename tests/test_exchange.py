@@ -24,7 +24,7 @@ from vlapost.build import build_actor, demo_feed
 from vlapost.config import UserError
 from vlapost.contracts import Actor, Metrics, Observation, Step
 from vlapost.exchange import lerobot, maniskill, npz, rlds
-from vlapost.exchange.folder import claim, imported, read_sources, shares
+from vlapost.exchange.folder import claim, forget, imported, read_sources, shares
 from vlapost.exchange.rollouts import HOPELESS, length, roll_out
 from vlapost.exchange.shards import episodes
 from vlapost.exchange.tfrecord import parse, records
@@ -511,6 +511,9 @@ def test_an_import_that_has_stored_nothing_yet_is_not_taken_for_an_empty_folder(
     claim(tmp_path, "npz", str(tmp_path / "theirs"), {}, 0)
     with pytest.raises(UserError, match=r"import of .*theirs into .* was interrupted before anything was stored"):
         imported(tmp_path, 140, False)
+    (entry,) = read_sources(tmp_path)
+    forget(tmp_path, entry)  # it gave nothing: the folder is as any other
+    assert imported(tmp_path, 140, False) is None
 
 
 def test_episodes_of_which_a_filter_keeps_nothing(tmp_path: Path) -> None:

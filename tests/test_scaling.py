@@ -131,6 +131,7 @@ def test_every_score_finds_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             evaluated(scaling.report(tmp_path, scaling.label(size, seed), set_), [i < count - less for i in range(10)])
         (tmp_path / scaling.label(size, seed) / "config.yaml").write_text("trainer: {iterations: 16, eval_every: 2}")
     evaluated(scaling.report(tmp_path, "4000-seed0", "few"), [True])  # not on unseen ones yet
+    (tmp_path / "140-seed0-old").mkdir()  # no cell
     losses = {"140-seed0": [2.0, 1.5, 1.6], "140-seed1": [1.7] * 8, "1000-seed0": []}
     monkeypatch.setattr(scaling, "series", lambda folder, tags: {tags[0]: losses[folder.parent.name]})
     scores = {m: rate([True, False]) for m in METRICS}

@@ -16,6 +16,7 @@ Writes lightning_logs/<run>/: scaling.png, scaling.json, with a curve rl.png, a 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from vlapost.recipe import MAY_CHANGE, Stage, evaluation, perform, policy_only, 
 from vlapost.train import base_of, check, claim, processes
 
 FEWEST, GROWTH = 140, 0.62  # N demonstrations are trained on (N / 140)^0.62 times as long
-TWO = 2  # processes that the iterations are meant for: others take more or fewer, for as many samples
+PROCESSES = 2  # that the iterations are meant for: others take more or fewer, for as many samples
 CHECKS = 8  # looks at the held-out loss during a cell
 LOSS = "val/demo_loss"
 OF_THE_GRID = {"seed": "seeds=[...]", "demos.episodes": "sizes=[...]"}
@@ -101,14 +102,11 @@ def sets_of(base: Config) -> dict[str, str]:
         UserError: the environment has no unseen set, or training would meet it; fewer episodes are held out than are
             asked for; something else than a policy is to act.
     """
-    from vlapost.envs.setups import find_setup
-
     policy_only(base)
     if base.env.obj_set in UNSEEN:
         raise UserError(f"env.obj_set is '{base.env.obj_set}', which has the unseen objects in it; name another.")
     sets = {base.env.obj_set: "training setup", "test": "unseen objects and tables"}
     for obj_set in sets:
-        find_setup(base.env.id, obj_set)
         evaluate.ids_of(on(base, obj_set))
     return sets
 
@@ -183,7 +181,7 @@ def label(size: int, seed: int) -> str:
 def cell(run: str, size: int, words: list[str], sets: dict[str, str]) -> list[Stage]:
     """The stages that train a cell of a run on `size` demonstrations, which are there, and evaluate it."""
     c = config.load("sft_scaling", words)
-    name, length = label(size, c.seed), c.trainer.iterations * TWO / processes(c)[1]
+    name, length = label(size, c.seed), c.trainer.iterations * PROCESSES / processes(c)[1]
     iterations = max(1, round(length * (size / FEWEST) ** GROWTH))
     words = [f"trainer.eval_every={-(-iterations // CHECKS)}", *words]
     every = config.load("sft_scaling", words).trainer.eval_every or 1
@@ -220,9 +218,9 @@ def finished(folder: Path, sets: dict[str, str]) -> dict[int, list[int]]:
     """The sizes of which there are evaluated cells, and their seeds."""
     found: dict[int, list[int]] = {}
     for path in folder.glob("*-seed*"):
-        size, seed = map(int, path.name.split("-seed"))
-        if all(report(folder, path.name, set_).is_file() for set_ in sets):
-            found.setdefault(size, []).append(seed)
+        named = re.fullmatch(r"(\d+)-seed(\d+)", path.name)  # not what somebody has put beside the cells
+        if named and all(report(folder, path.name, set_).is_file() for set_ in sets):
+            found.setdefault(int(named[1]), []).append(int(named[2]))
     return {size: sorted(found[size]) for size in sorted(found)}
 
 

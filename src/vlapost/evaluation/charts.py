@@ -23,10 +23,15 @@ def smooth(values: Sequence[float], window: int = 5) -> list[float]:
     return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
 
 
+def ends(rate: Mapping[str, float]) -> tuple[float, float]:
+    """The interval of a rate; its mean where it has none."""
+    return rate.get("low", rate["mean"]), rate.get("high", rate["mean"])
+
+
 def whiskers(rate: Mapping[str, float]) -> list[list[float]]:
-    """The interval of a rate as matplotlib's `yerr`, nothing where it has none."""
-    mean = rate["mean"]
-    return [[max(0.0, mean - rate.get("low", mean))], [max(0.0, rate.get("high", mean) - mean)]]
+    """The interval of a rate as matplotlib's `yerr`."""
+    (low, high), mean = ends(rate), rate["mean"]
+    return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
 
 
 def bars(path: Path, setups: Mapping[str, Any], titles: Mapping[str, str]) -> None:
@@ -141,7 +146,7 @@ def learning_curve(axis: Any, name: str, points: Mapping[int, Any], levels: Mapp
     axis.plot(list(points), mean, color="tab:green", marker="o", label=name)
     axis.fill_between(list(points), low, high, color="tab:green", alpha=0.15)
     for (label, score), style in zip(levels.items(), cycle((":", "--", "-."))):
-        axis.axhspan(*(score.get(end, score["mean"]) for end in ("low", "high")), color="tab:blue", alpha=0.05)
+        axis.axhspan(*ends(score), color="tab:blue", alpha=0.05)
         axis.axhline(score["mean"], color="tab:blue", linestyle=style, label=label)
     axis.set_xlabel("environment steps, thousands")
     axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}")
@@ -179,7 +184,6 @@ def _web(axis: Any, values: Mapping[str, float], titles: Mapping[str, str], colo
 
 def _bar(axis: Any, values: Sequence[Mapping[str, float]], colour: str) -> None:
     means = np.array([value["mean"] for value in values])
-    ends = [(v.get("low", v["mean"]), v.get("high", v["mean"])) for v in values]
-    reach = np.array([[mean - low, high - mean] for mean, (low, high) in zip(means, ends)]).T.clip(min=0)
+    reach = np.concatenate([whiskers(value) for value in values], axis=1)
     axis.bar(range(len(means)), means, yerr=reach, color=colour, alpha=0.7, capsize=3)
     axis.grid(axis="y", alpha=0.3)

@@ -75,11 +75,13 @@ def imported(folder: Path, wanted: int, skip_corrupt: bool) -> DemoMeta | None:
     if not (folder / SOURCES).is_file():
         return None
     files = list_shards(folder)
-    if not files and (begun := read_sources(folder)):
-        raise UserError(
-            f"The import of {begun[0].source} into {folder} was interrupted before anything was stored; give its "
-            f"command again, or delete {folder / SOURCES}."
-        )
+    if not files:
+        if begun := read_sources(folder):
+            raise UserError(
+                f"The import of {begun[0].source} into {folder} was interrupted before anything was stored; give its "
+                f"command again, or delete {folder / SOURCES}."
+            )
+        return None
     first = next((shard for _, shard in open_shards(folder, files, skip_corrupt) if shard), None)
     if first is not None and first.meta.grounded:
         return None
