@@ -39,7 +39,8 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "lr: 0.001" in warmup and "iterations: 15" in warmup  # the length of the curve is not the warm-up's
     points = ["ppo-00000", "ppo-00010", "ppo-00020", "ppo-00026"]
     evaluated = [f"{point}/evaluation/{set_}/report.json" for point in points for set_ in ("few", "test")]
-    assert [product for _, product in stages] == ["demos.json", "sft/adapter", "ppo/adapter", *evaluated]
+    assert [product for _, product in stages] == ["sft/adapter", "sft/adapter", "ppo/adapter", *evaluated]
+    assert stages[0][0] == "demonstrations"  # which nothing needs once the warm-up is there
     assert drawn[:3] == [
         {"few": "training setup", "test": "unseen objects and tables"},
         {0: 0, 1600: 10, 3200: 20, 26 * 160: 26},

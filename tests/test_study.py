@@ -15,10 +15,14 @@ FIGURES = sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, root: Path, words: list[str]) -> list[str]:
-    """Products of the stages of a study, in their order, below lightning_logs; nothing is trained."""
+    """Products of the stages that train and evaluate, in their order, below lightning_logs; nothing is trained."""
     found: list[str] = []
+
+    def perform(_: Path, stages: list[study.Stage]) -> None:
+        found.extend(str(product) for title, product, _ in stages if title != "demonstrations")
+
     monkeypatch.setattr(study, "ROOT", root)
-    monkeypatch.setattr(study, "perform", lambda _, stages: found.extend(str(product) for _, product, _ in stages))
+    monkeypatch.setattr(study, "perform", perform)
     monkeypatch.setattr(study, "draw", lambda *_: None)
     study.run(words)
     return [product.removeprefix(f"{root}/lightning_logs/") for product in found]
@@ -43,7 +47,7 @@ def test_every_cell_is_a_valid_run_of_its_own(figure: str, monkeypatch: pytest.M
         check_batches(cfg, 80)
         settings.append(config.to_yaml(cfg) + str(cell.warm_up))
         _, stages, _ = study.plan(tmp_path / "lightning_logs/x", name, cell, 0, grid.words)
-        trainings = [stage[2] for stage in stages if stage[1].name == "adapter"]
+        trainings = [stage[2] for stage in stages if stage[1].name == "adapter" and stage[0] != "demonstrations"]
         for work in trainings:  # their words can be read
             (words,) = (c.cell_contents for c in work.__closure__ if isinstance(c.cell_contents, tuple))
             config.load(words[0], list(words[1:]))

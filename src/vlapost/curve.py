@@ -41,12 +41,11 @@ def run(argv: list[str]) -> None:
         raise UserError("A learning curve needs an RL configuration and trainer.snapshot_every of 1 or more.")
     sets = sets_of(base)
     folder = ROOT / "lightning_logs" / cfg.run
-    collected = demonstrations(warmup, folder / "demos.json")
+    warm, rl = folder / "sft/adapter", folder / cfg.algorithm.name
+    collected = demonstrations(warmup, rl / "adapter" if "demos" in cfg.experience.schedule else warm)
     check(cfg, warmup)
     for part, settings in ((folder, cfg), (folder / "sft", warmup), (folder / "evaluation", base)):
         claim(part, settings, MAY_CHANGE)
-
-    warm, rl = folder / "sft/adapter", folder / cfg.algorithm.name
     place = f"policy.adapter={warm.relative_to(ROOT)}"
     stages: list[Stage] = [
         collected,

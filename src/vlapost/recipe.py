@@ -48,13 +48,12 @@ def run(argv: list[str]) -> None:
     shared, warmup_words = split_words(words, cfg.run)
     warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
 
-    folder = ROOT / "lightning_logs" / cfg.run
-    collected = demonstrations(warmup_cfg, folder / "demos.json")
+    folder, rl = ROOT / "lightning_logs" / cfg.run, cfg.algorithm.name
+    warm, tuned = folder / "sft/adapter", folder / f"{rl}/adapter"
+    collected = demonstrations(warmup_cfg, tuned if "demos" in cfg.experience.schedule else warm)
     check(cfg, warmup_cfg)
     for part, settings in ((folder, cfg), (folder / "sft", warmup_cfg), (folder / "evaluation", base)):
         claim(part, settings, MAY_CHANGE)
-    rl = cfg.algorithm.name
-    warm, tuned = folder / "sft/adapter", folder / f"{rl}/adapter"
 
     def evaluated(label: str, adapter: Path | None) -> Callable[[], object]:
         return evaluation(base, adapter, folder / f"evaluation-{label}")
@@ -87,19 +86,14 @@ def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
     return shared, [*shared, *(w.removeprefix("sft.") for w in words if w.startswith("sft."))]
 
 
-def demonstrations(cfg: Config, product: Path) -> Stage:
-    """The stage that collects what is missing of `cfg.demos.episodes`.
+def demonstrations(cfg: Config, trained: Path) -> Stage:
+    """The stage that collects what is missing of `cfg.demos.episodes`, until `trained` is there.
 
     Raises:
         UserError: only a part of them is to be collected.
     """
     collect_demos.refuse_parts(cfg)
-
-    def collect() -> None:
-        collect_demos.collect(cfg).close()
-        write_json(product, {"path": cfg.demos.path, "episodes": cfg.demos.episodes})
-
-    return "demonstrations", product, collect
+    return "demonstrations", trained, lambda: collect_demos.collect(cfg).close()
 
 
 def perform(folder: Path, stages: list[Stage]) -> dict[str, float]:

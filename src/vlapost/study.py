@@ -67,14 +67,14 @@ def run(argv: list[str]) -> None:
     study = load(figure, [w for w in words if w.startswith(own)])
     words = [*study.words, *(w for w in words if not w.startswith(own))]
     folder = ROOT / "lightning_logs" / f"study-{figure}"
-    stages: dict[str, Stage] = {}  # by product: a warm-up that cells share is one stage
+    stages: dict[tuple[str, Path], Stage] = {}  # by title and product: a warm-up that cells share is one stage
     claims: dict[Path, Config] = {}
     runs = []
     for name, cell in study.cells.items():
         for seed in study.seeds:
             one, its_stages, its_claims = plan(folder, name, cell, seed, words)
             runs.append(one)
-            stages |= {str(stage[1]): stage for stage in its_stages}
+            stages |= {stage[:2]: stage for stage in its_stages}
             claims |= its_claims
     check(*claims.values())
     for place, cfg in claims.items():
@@ -130,7 +130,7 @@ def plan(
         claims[at] = warm
         train_words.append(f"policy.adapter={(at / 'sft/adapter').relative_to(ROOT)}")
         stages = [
-            demonstrations(warm, at / "demos.json"),
+            demonstrations(warm, at / "sft/adapter"),
             (f"warm-up {digest}", at / "sft/adapter", training("sft", *warm_up_words, f"run={warm.run}")),
         ]
     claims[place] = cfg = config.load(cell.conf, train_words)
