@@ -23,6 +23,7 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import DemoBatch, GroundedBatch, Observation, RolloutBatch
 from vlapost.experience.datamodule import DemoFeed
 from vlapost.policies.load import load_full_policy
+from vlapost.policies.policy import OpenVLAPolicy
 from vlapost.policies.tiny import write_tiny
 
 PPO = [
@@ -123,9 +124,17 @@ def grounded_feed(policy) -> DemoFeed:
     return DemoFeed(12, lambda index, g: GroundedBatch(demos.make(index, g), position[index], labels[index], 2))  # type: ignore[arg-type]
 
 
-def pretrain(cfg: Config, folder: Path) -> dict[str, torch.Tensor]:
+def full_policy(folder: Path, frozen: bool) -> OpenVLAPolicy:
+    """All weights that are in use learn; frozen: but those of the image encoders."""
+    policy = load_full_policy(folder, "world")
+    if frozen:
+        policy.network.vision_backbone.requires_grad_(False)
+    return policy
+
+
+def pretrain(cfg: Config, folder: Path, frozen: bool) -> dict[str, torch.Tensor]:
     """Pretrain (or continue) and return all weights."""
-    policy = load_full_policy(ROOT / cfg.policy.checkpoint, cfg.policy.unnorm_key)
+    policy = full_policy(ROOT / cfg.policy.checkpoint, frozen)
     torch.manual_seed(cfg.seed)
     module = Pretrain(policy, cfg.grounding, cfg.optim, 4, policy.sizes)
     data = build_experience(cfg, policy, module, lambda: grounded_feed(policy))
@@ -147,14 +156,15 @@ def test_pretraining_learns_no_actions_from_views(tiny: Path):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_pretraining_moves_every_weight_in_use_and_resumes_bitwise(tiny: Path, tmp_path: Path):
+@pytest.mark.parametrize("frozen", [False, True], ids=["seeing", "acting"])
+def test_pretraining_moves_every_weight_in_use_and_resumes_bitwise(frozen: bool, tiny: Path, tmp_path: Path):
     words = ["trainer.devices=1", "trainer.accelerator=cpu", "trainer.eval_every=0", "experience.demo_steps=2"]
     cfg = settings("pretrain", [*words, "optim.batch_size=4"], tiny, 2)
-    whole = pretrain(cfg, tmp_path / "whole")
-    pretrain(replace(cfg, trainer=replace(cfg.trainer, iterations=1)), tmp_path / "cut")
-    resumed = pretrain(cfg, tmp_path / "cut")
+    whole = pretrain(cfg, tmp_path / "whole", frozen)
+    pretrain(replace(cfg, trainer=replace(cfg.trainer, iterations=1)), tmp_path / "cut", frozen)
+    resumed = pretrain(cfg, tmp_path / "cut", frozen)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    policy = load_full_policy(tiny, "world")
+    policy = full_policy(tiny, frozen)
     before = {f"policy.{name}": p for name, p in policy.named_parameters()}
     for name, after in whole.items():
         if name in before:
