@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,10 @@ def about(base: Config) -> dict[str, Any]:
     """What has to agree before curves of two commands may stand in one chart."""
     from vlapost.assets.pack import edition
 
-    env, pixels = base.env, list(base.env.image_size)
+    env = asdict(base.env) | {"assets": edition(base.env.assets)}
+    del env["num_envs"]  # decides nothing
     return {
-        "env": [env.id, env.obj_set, env.protocol, edition(env.assets), pixels, env.shader, env.sim_freq],
+        "env": env,
         "decoding": evaluate.decoding(base),
         "episodes": base.evaluation.episodes,
         "base": evaluate.fingerprint(base_of(base)),
