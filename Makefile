@@ -1,6 +1,11 @@
 # Every command of the project. Settings follow ARGS: make train-ppo ARGS="env.num_envs=4 optim.lr=1e-4"
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demos pretrain train-sft train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve sft-scaling study generalization gallery export memory benchmark-policy benchmark-storage benchmark-reading replay import-demos export-demos check-lerobot
+.PHONY: help setup doctor demos pretrain train-sft train-stage train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve sft-scaling study generalization gallery export memory benchmark-policy benchmark-storage benchmark-reading replay import-demos export-demos check-lerobot
+
+# A setting given as a variable of make would be dropped without a word.
+VARIABLES := ARGS N FROM SOURCE OUT CKPT AGAINST FIG CONF PORT LEROBOT PYTHON
+$(foreach v,$(filter-out $(VARIABLES) MAKE%,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $v))),$(error \
+	$v=... is no variable of this Makefile; settings follow ARGS: make $(MAKECMDGOALS) ARGS="$v=$($v)")))
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -38,6 +43,9 @@ pretrain: $(INSTALLED)  ## Pretrain the small model
 train-sft: $(INSTALLED)  ## Supervised fine-tuning on demonstrations
 	@$(PYTHON) -m vlapost.train sft $(ARGS)
 
+train-stage: $(INSTALLED)  ## One stage alone, or some iterations more of it: CONF=ppo ARGS="run=... policy.adapter=..."
+	@$(PYTHON) -m vlapost.train $(CONF) $(ARGS)
+
 train-ppo: $(INSTALLED)  ## Reinforcement learning with PPO, with all stages before it
 	@$(PYTHON) -m vlapost.recipe $(or $(CONF),ppo) $(ARGS)
 
@@ -56,8 +64,8 @@ sft-scaling: $(INSTALLED)  ## SFT on 140 to 16,000 demonstrations, on seen and u
 study: $(INSTALLED)  ## An ablation of the paper in small, over seeds: FIG=3b, 4b, 5a, 5b, 10, 11 or 12
 	@$(PYTHON) -m vlapost.study $(FIG) $(ARGS)
 
-evaluate: $(INSTALLED)  ## Success on the held-out episodes: ARGS="policy.adapter=FOLDER evaluation.temperature=0"
-	@$(PYTHON) -m vlapost.evaluate $(ARGS)
+evaluate: $(INSTALLED)  ## Success on the held-out episodes: CKPT=adapter [AGAINST=folder of another result]
+	@$(PYTHON) -m vlapost.evaluate $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(AGAINST),against=$(AGAINST)) $(ARGS)
 
 generalization: $(INSTALLED)  ## All 16 setups of the benchmark: CKPT=adapter [AGAINST=folder of another result]
 	@$(PYTHON) -m vlapost.generalization $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(AGAINST),against=$(AGAINST)) $(ARGS)

@@ -52,6 +52,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = json.loads((folder / "config.json").read_text())
     settings["auto_map"] = {"AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction"}
     (folder / "config.json").write_text(json.dumps(settings))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings["auto_map"] = {"AutoProcessor": "processing_prismatic.PrismaticProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 
 
@@ -400,6 +403,8 @@ def test_merged_folder_is_in_the_bases_layout(merged: Path, checkpoint: Path) ->
     before.pop("auto_map")
     assert after == before
     names = {path.name for path in merged.iterdir()}
+    before, after = (json.loads((f / "preprocessor_config.json").read_text()) for f in (checkpoint, merged))
+    assert before.pop("auto_map") and after == before
     assert names >= {"README.md", "dataset_statistics.json", "tokenizer.json", "preprocessor_config.json"}
     assert "`bridge_orig`" in (merged / "README.md").read_text()
 
@@ -445,7 +450,7 @@ def test_merging_in_bfloat16_says_what_it_loses(checkpoint: Path, adapter: Path,
         (["policy.adapter={adapter}", "out={out}", "policy.unnorm_key=fractal"], ["'fractal'", "bridge_orig"]),
         (["policy.adapter={adapter}", "out=src"], ["src", "was not written by this command"]),
         (["policy.adapter={adapter}", "out={adapter}"], ["was not written by this command"]),
-        (["policy.adapter={out}", "out={out}-2"], ["adapter_config.json is missing"]),
+        (["policy.adapter={out}", "out={out}-2"], ["there is no *.safetensors file"]),
     ],
 )
 def test_a_wrong_export_is_one_sentence(

@@ -93,6 +93,13 @@ def test_a_file_that_is_no_yaml_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert str(error.value).count("\n") == 0
 
 
+def test_a_tilde_is_ones_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = config.load("base", ["policy.checkpoint=~/7b", "demos.path=~/demos", "policy.adapter=a/~b"])
+    assert (cfg.policy.checkpoint, cfg.demos.path) == (f"{tmp_path}/7b", f"{tmp_path}/demos")
+    assert (cfg.policy.adapter, config.load("base").policy.adapter) == ("a/~b", "")
+
+
 def test_written_settings_compare_equal_and_a_change_is_named() -> None:
     written = config.to_yaml(config.load("base"))
     assert config.differences(config.load("base"), written) == []

@@ -44,7 +44,7 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert drawn[:3] == [
         {"few": "training setup", "test": "unseen objects and tables"},
         {0: 0, 1600: 10, 3200: 20, 26 * 160: 26},
-        140,
+        "SFT 140",
     ]
     stages.clear()
     curve.run(words)  # the same words continue
@@ -71,7 +71,7 @@ def test_every_score_finds_its_place_in_the_curve(tmp_path: Path) -> None:
     for (label, set_), count in successes.items():
         scores = {metric: rate([True] * count + [False] * (10 - count)) for metric in METRICS}
         write_json(curve.report(tmp_path, label, set_), scores)
-    curve.draw(tmp_path, "ppo", {"train": "seen", "test": "unseen"}, {0: 0, 51_200: 10}, 140, {"episodes": 10})
+    curve.draw(tmp_path, "ppo", {"train": "seen", "test": "unseen"}, {0: 0, 51_200: 10}, "SFT 140", {"episodes": 10})
     found = json.loads((tmp_path / "curve.json").read_text())
     for set_, less in (("train", 0), ("test", 0.1)):
         rl = {steps: scores["success_end"]["mean"] for steps, scores in found["rl"][set_].items()}

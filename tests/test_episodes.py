@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -7,6 +8,7 @@ import torch
 import vlapost.envs.scene  # noqa: F401, which registers the environments
 from vlapost.assets.pack import WORLD
 from vlapost.config import UserError
+from vlapost.envs import episodes
 from vlapost.envs.episodes import (
     Order,
     chosen,
@@ -104,6 +106,12 @@ def test_no_listed_start_is_known_to_be_solved():
     assert sum(len(solved(env_id, obj_set)) for env_id, obj_set in ALL) > 9
     for env_id, obj_set in ALL:
         assert set(held_out(env_id, obj_set).tolist()).isdisjoint(solved(env_id, obj_set))
+
+
+def test_a_list_that_has_not_been_made_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(episodes, "held_out_file", lambda env_id, obj_set: tmp_path / f"{obj_set}.json")
+    with pytest.raises(UserError, match=r"few\.json is missing, .* vlapost\.envs\.episodes writes"):
+        episodes.held_out("PutOnPlateInScene25Main-v3", "few")
 
 
 def test_draw_is_uniform_reproducible_and_avoids_the_held_out_list():

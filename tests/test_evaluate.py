@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlapost import config, evaluate
+from vlapost import config, evaluate, origin
 from vlapost.config import ROOT, Config, UserError
 from vlapost.disk import alone
 
@@ -71,6 +71,59 @@ def test_other_weights_have_another_fingerprint(checkpoint: Path, tmp_path: Path
         (tmp_path / name).write_text("{}")
         prints.append(evaluate.fingerprint(settings(checkpoint, f"policy.adapter={tmp_path}")))
     assert len(set(prints)) == 5
+
+
+def test_an_adapter_belongs_to_the_base_of_its_run(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = tmp_path / "run/sft"
+    for adapter in (stage / "adapter", stage / "snapshots/00010"):
+        adapter.mkdir(parents=True)
+        (adapter / "adapter_model.safetensors").touch()
+        c = settings(checkpoint, f"policy.adapter={adapter}")
+        evaluate.fingerprint(c)  # no run around it: as it says
+        assert origin.differing(c) == ""
+        (stage / "base.sha256").write_text(evaluate.fingerprint(settings(checkpoint)))
+        (stage / "config.yaml").write_text(config.to_yaml(settings(checkpoint, "env.image_size=[224,224]")))
+        evaluate.fingerprint(c)
+        origin.say_what_differs(c)
+        assert "was trained with env.image_size=[224, 224] (now [128, 128])" in " ".join(
+            capsys.readouterr().out.split()
+        )
+        (stage / "base.sha256").write_text("another")
+        with pytest.raises(
+            UserError, match=f"was trained when policy.checkpoint was {checkpoint}, and .* other weights"
+        ):
+            evaluate.fingerprint(c)
+        (stage / "base.sha256").unlink()
+
+
+def test_pickles_are_named_before_anything_else(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(UserError, match=r"has adapter_model\.bin but no .*a pickle can run code"):
+        evaluate.fingerprint(settings(checkpoint, f"policy.adapter={tmp_path}"))
+
+
+@pytest.mark.sim
+def test_two_results_on_the_same_episodes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluation.actor=random", "evaluation.episodes=2", "evaluation.workers=1", "evaluation.videos=0"]
+    monkeypatch.setattr(evaluate, "folder", lambda c: tmp_path / str(c.seed))
+    evaluate.run([*words, "seed=0"])
+    evaluate.run([*words, "seed=1", f"against={tmp_path}/0"])
+    found = json.loads((tmp_path / "1/comparison.json").read_text())["setups"]["few"]
+    assert found["n"] == 2 and found["ours"] - found["theirs"] == found["difference"]
+    assert "Success at end against" in capsys.readouterr().out
+    for word, sentence in (
+        ("env.obj_set=train", r"was made with env\.obj_set=few"),
+        ("env.sim_freq=250", r"was made with env\.sim_freq=500"),
+        ("evaluation.episodes=3", "lacks 1 of the 3 episodes"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            evaluate.run([*words, word, f"against={tmp_path}/0"])
+    with pytest.raises(UserError, match="holds no report; give the folder that make evaluate printed"):
+        evaluate.run([*words, f"against={tmp_path}"])
 
 
 def test_two_commands_do_not_evaluate_into_one_folder(

@@ -45,6 +45,8 @@ JOIN_EVERYTHING = {
     "collect_demos",
     "doctor",
     "export",
+    "against",
+    "origin",
     "export_demos",
     "import_demos",
     "memory",

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vlapost import recipe
+from vlapost import config, recipe
 from vlapost.config import ROOT, UserError
 from vlapost.train import newest_checkpoint
 
@@ -120,6 +120,55 @@ def test_killed_and_continued(root: Path) -> None:
     )  # fmt: skip
     assert third.returncode == 2
     assert "started with other settings (seed: was 0, now 1)" in third.stderr
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "tpo", "ppo_dimension"])
+def test_a_file_of_ones_own_is_of_rl_alone(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The warm-up and the evaluations do not read it."""
+    recipe.refuse_for_rl_alone(name, config.load(name), config.load("base", [f"run={config.load(name).run}"]))
+    for path in config.CONF.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text())
+    for text, key in (
+        ("{env: {obj_set: train}}", "env.obj_set"),
+        ("{policy: {lora_rank: 8}}", "policy.lora_rank"),
+        ("{trainer: {precision: bf16-true}}", "trainer.precision"),
+    ):
+        (tmp_path / f"{name}_mine.yaml").write_text(text)
+        with monkeypatch.context() as patch:
+            patch.setattr(config, "CONF", tmp_path)
+            patch.setattr(recipe, "ROOT", tmp_path)
+            with pytest.raises(UserError, match=f"conf/{name}_mine.yaml sets {key}, which concerns every stage"):
+                recipe.run([f"{name}_mine"])
+    assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_rl_starts_from_an_adapter_that_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stages: list[recipe.Stage] = []
+
+    class ReachedError(Exception):
+        pass
+
+    def perform(folder: Path, planned: list[recipe.Stage]) -> None:
+        stages.extend(planned)
+        raise ReachedError
+
+    monkeypatch.setattr(recipe, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(recipe, "perform", perform)
+    words = ["ppo", f"policy.adapter={tmp_path}/mine"]
+    with pytest.raises(UserError, match=r"policy\.adapter is .*, where there is no \*\.safetensors file"):
+        recipe.run(words)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/adapter_model.safetensors").touch()
+    with pytest.raises(UserError, match=r"without a warm-up; leave sft\.optim\.lr=1 out"):
+        recipe.run([*words, "sft.optim.lr=1"])
+    with pytest.raises(ReachedError):
+        recipe.run(words)
+    products = {title: product for title, product, _ in stages}
+    assert products["demonstrations"] == products["warm-up"] == tmp_path / "mine"  # there: nothing to do
+    (rl,) = (work for title, _, work in stages if title == "ppo")
+    (said,) = (c.cell_contents for c in rl.__closure__ if isinstance(c.cell_contents, tuple))  # type: ignore[attr-defined]
+    assert said[-1] == f"policy.adapter={tmp_path}/mine"
+    assert not (tmp_path / "project/lightning_logs/ppo/sft").exists()
 
 
 @pytest.mark.parametrize(

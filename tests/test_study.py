@@ -54,6 +54,11 @@ def test_every_cell_is_a_valid_run_of_its_own(figure: str, monkeypatch: pytest.M
     assert len(set(settings)) == len(grid.cells)
 
 
+def test_another_run_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    products = planned(monkeypatch, tmp_path, ["11", "seeds=[0]", "run=trial"])
+    assert {p.split("/")[0] for p in products} == {"trial", "study-warm-up"}
+
+
 def test_cells_share_a_warm_up_where_its_settings_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def warm_ups(words: list[str]) -> int:
         return sum(

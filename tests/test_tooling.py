@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from torch import OutOfMemoryError
 
 from vlapost import cli, doctor, drivers
 from vlapost.config import ROOT, UserError
@@ -37,6 +38,22 @@ def test_help_lists_every_target() -> None:
     assert targets is not None
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [t for t in targets[1].split() if not re.search(rf"^  make {t} +\w", shown, re.MULTILINE)] == []
+
+
+def test_a_setting_given_as_a_variable_of_make_is_refused() -> None:
+    """It would be dropped, and another run than the one asked for would be made or shown."""
+
+    def dry(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, env=environment)
+
+    wrong = dry("train-ppo", "run=mine")
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert 'settings follow ARGS: make train-ppo ARGS="run=mine"' in wrong.stderr
+    assert (
+        "policy.adapter=mine against=theirs seed=1"
+        in dry("evaluate", "CKPT=mine", "AGAINST=theirs", "ARGS=seed=1").stdout
+    )
 
 
 def test_setup_script_has_no_syntax_error() -> None:
@@ -87,6 +104,8 @@ def test_errors_become_one_sentence_and_an_exit_code(capsys: pytest.CaptureFixtu
     assert outcome(KeyboardInterrupt(), capsys) == (130, "\nInterrupted; the same command continues.\n")
     code, text = outcome(OSError(errno.ENOSPC, "No space left on device", "runs/a.ckpt"), capsys)
     assert code == 2 and text.startswith("Error: The disk holding runs/a.ckpt is full") and text.count("\n") == 1
+    code, text = outcome(OutOfMemoryError("CUDA out of memory. Tried.\nMore."), capsys)
+    assert code == 2 and text.startswith("Error: CUDA out of memory. Tried. `make memory`") and text.count("\n") == 1
     with pytest.raises(PermissionError):
         outcome(PermissionError(errno.EACCES, "Permission denied"), capsys)
 
@@ -109,7 +128,7 @@ def test_words_are_split_into_name_and_overrides() -> None:
 
 def test_help_prints_the_command_and_does_nothing() -> None:
     child = subprocess.run([sys.executable, "-m", "vlapost.evaluate", "--help"], capture_output=True, text=True)
-    assert child.returncode == 0 and "make evaluate ARGS=" in child.stdout
+    assert child.returncode == 0 and "make evaluate CKPT=" in child.stdout
 
 
 def test_progress_shows_rate_and_time_left() -> None:

@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -360,6 +361,37 @@ def test_a_run_keeps_its_base(tiny: Path, tmp_path: Path):
     write_tiny(base, 1, json.loads((tiny / "dataset_statistics.json").read_text()))
     with pytest.raises(UserError, match=f"when policy.checkpoint={base} held other weights; choose another name"):
         train.claim(tmp_path / "run", settings("ppo", words, base, 1))
+
+
+def test_statistics_that_are_not_there_burn_no_name(tiny: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"policy\.unnorm_key 'bridge' is not in .*; there are: world"):
+        train.claim(tmp_path / "run", settings("ppo", [*PPO, "policy.unnorm_key=bridge"], tiny, 1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tiny: Path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cfg = config.load("ppo", ["trainer.devices=3"])
+    with pytest.raises(UserError, match=r"trainer\.devices is 3, but here are 2 GPU\(s\)"):
+        train.check(cfg)
+    train.check(config.load("ppo", ["trainer.devices=2"]))
+    assert (
+        train.amount(config.load("ppo", ["trainer.devices=2"])) == "2 processes, 64 episodes, 5,120 steps an iteration"
+    )
+    assert train.amount(config.load("sft", ["trainer.devices=1"])) == "1 process, 1,280 samples an iteration"
+
+
+def test_in_a_job_of_slurm_we_start_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name, value in {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    cfg = config.load("sft", ["trainer.devices=2", "trainer.accelerator=cpu"])
+    strategy = cast(DDPStrategy, train.build_trainer(cfg, tmp_path / "sft").strategy)
+    assert strategy.cluster_environment is not None and not strategy.cluster_environment.creates_processes_externally
 
 
 def test_sizes_that_do_not_fit_are_said_before_a_run_is_claimed(tiny: Path, tmp_path: Path):

@@ -59,6 +59,15 @@ def guard(run: Callable[[list[str]], None], words: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        print(
+            f"Error: {str(error).splitlines()[0]} `make memory` says what a recipe needs; it is less with a smaller "
+            "optim.batch_size or env.num_envs, policy.recompute=blocks, policy.quantize=nf4 or evaluation.workers=1.",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -59,6 +59,9 @@ __all__ = [
 ]
 
 
+PATHS = (("policy", "checkpoint"), ("policy", "adapter"), ("demos", "path"), ("grounding", "path"))  # ~ is expanded
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """Settings of the run `name` (a file conf/<name>.yaml, or "base"), with `key=value` overrides applied last.
 
@@ -104,6 +107,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"Wrong value for '{error.full_key}': {str(error).splitlines()[0]}.") from None
+    for part, name in PATHS:
+        section = getattr(config, part)
+        setattr(section, name, str(Path(getattr(section, name)).expanduser()) if getattr(section, name) else "")
     check_values(config)
     return config
 

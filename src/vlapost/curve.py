@@ -18,9 +18,19 @@ from vlapost import cli, config
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.charts import learning_curve, panels, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, perform, split_words, training
+from vlapost.recipe import (
+    Stage,
+    below_root,
+    claim_all,
+    demonstrations,
+    perform,
+    refuse_for_rl_alone,
+    split_words,
+    start_of,
+    training,
+)
 from vlapost.scaling import about, evaluations, report, sets_of
-from vlapost.train import check, claim, processes
+from vlapost.train import check, processes
 
 STEPS = 400_000
 SNAPSHOT = 10  # iterations
@@ -39,14 +49,14 @@ def run(argv: list[str]) -> None:
     warmup, base = config.load("sft", warmup_words), config.load("base", shared)
     if cfg.algorithm.name == "sft" or cfg.trainer.snapshot_every < 1:
         raise UserError("A learning curve needs an RL configuration and trainer.snapshot_every of 1 or more.")
+    refuse_for_rl_alone(name, cfg, base)
     sets = sets_of(base)
     folder = ROOT / "lightning_logs" / cfg.run
-    warm, rl = folder / "sft/adapter", folder / cfg.algorithm.name
+    warm, rl = start_of(cfg, folder, words), folder / cfg.algorithm.name
     collected = demonstrations(warmup, rl / "adapter" if "demos" in cfg.experience.schedule else warm)
     check(cfg, warmup)
-    for part, settings in ((folder, cfg), (folder / "sft", warmup), (folder / "evaluation", base)):
-        claim(part, settings, MAY_CHANGE)
-    place = f"policy.adapter={warm.relative_to(ROOT)}"
+    claim_all(folder, cfg, warmup, base)
+    place = f"policy.adapter={below_root(warm)}"
     stages: list[Stage] = [
         collected,
         ("warm-up", warm, training("sft", *warmup_words)),
@@ -57,7 +67,8 @@ def run(argv: list[str]) -> None:
     adapters = {f"{cfg.algorithm.name}-{n:05d}": path for n, path in points.items()}
     stages += [stage for label, path in adapters.items() for stage in evaluations(base, label, path, sets)]
     perform(folder, stages)
-    draw(folder, cfg.algorithm.name, sets, {n * steps: n for n in points}, warmup.demos.episodes, about(base))
+    before = cfg.policy.adapter or f"SFT {warmup.demos.episodes}"
+    draw(folder, cfg.algorithm.name, sets, {n * steps: n for n in points}, before, about(base))
 
 
 def steps_per_iteration(cfg: Config) -> int:
@@ -69,9 +80,9 @@ def steps_per_iteration(cfg: Config) -> int:
 
 
 def draw(
-    folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, int], demos: int, about: dict[str, Any]
+    folder: Path, algorithm: str, sets: dict[str, str], points: dict[int, int], before: str, about: dict[str, Any]
 ) -> None:
-    """Write curve.json and curve.png: success over environment steps, the warm-up on `demos` as a line."""
+    """Write curve.json and curve.png: success over environment steps, `before` it as a line."""
 
     def scores(n: int, set_: str) -> dict[str, Any]:
         found = json.loads(report(folder, f"{algorithm}-{n:05d}", set_).read_text())
@@ -82,7 +93,7 @@ def draw(
     figure, axes = panels(list(sets.values()))
     for axis, set_ in zip(axes, sets):
         rl = {steps: scores["success_end"] for steps, scores in curve[set_].items()}
-        learning_curve(axis, algorithm.upper(), rl, {f"SFT {demos}": rl[0]})
+        learning_curve(axis, algorithm.upper(), rl, {before: rl[0]})
     save_figure(figure, folder / "curve.png")
     cli.console.print(f"Wrote {folder / 'curve.png'} and curve.json.", soft_wrap=True)
 

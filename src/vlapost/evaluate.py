@@ -1,7 +1,8 @@
 """Success of a policy on the fixed held-out episodes.
 
-    make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter"
-    make evaluate ARGS="policy.adapter=lightning_logs/ppo/ppo/adapter evaluation.temperature=0 env.obj_set=test"
+    make evaluate CKPT=lightning_logs/ppo/ppo/adapter
+    make evaluate CKPT=lightning_logs/ppo/ppo/adapter ARGS="evaluation.temperature=0 env.obj_set=test"
+    make evaluate CKPT=... AGAINST=lightning_logs/ppo/evaluation-before      # tests the difference, same episodes
     make evaluate ARGS="tasks env.id=WidowXStackCube-v1 evaluation.actor=planner"     # SimplerEnv's tasks and StackCube
 
 Episodes, a report and videos go to lightning_logs/<run>/evaluation/<what was evaluated>/, where <run> is the one the
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from vlapost import cli, config
+from vlapost import against, cli, config, origin
 from vlapost.config import ROOT, Config, UserError
 from vlapost.disk import alone, write_text
 
@@ -45,13 +46,22 @@ PACKAGES = ("vlapost", "torch", "transformers", "mani_skill", "sapien", "mplib")
 
 def run(words: list[str]) -> None:
     """Evaluate and print the table."""
+    words, other = against.split(words)
     c = config.load(*cli.parse(words, "base"))
+    theirs = against.episodes(c, Path(other), ids_of(c)) if other else []
+    origin.say_what_differs(c)
     out = folder(c)
     report = evaluate(c, out)
-    from vlapost.evaluation import summary
+    from vlapost.evaluation import log, summary
+    from vlapost.evaluation.report import compare
 
     how = report.get("decoding", c.evaluation.actor)
     cli.console.print(summary.table(report, f"{c.env.id}, {c.env.obj_set} objects, {how}"))
+    if other:
+        finished = log.read(out / "episodes.jsonl")
+        found = compare({c.env.obj_set: [[finished[id_] for id_ in ids_of(c)]]}, {c.env.obj_set: [theirs]})
+        summary.write_json(out / "comparison.json", {"against": other, "setups": found})
+        cli.console.print(against.table(found, other))
     cli.console.print(f"Episodes, report and videos: {out}", soft_wrap=True)
 
 
@@ -149,8 +159,9 @@ def fingerprint(c: Config) -> str:
     """SHA-256 over what acts: weights, tokenizer, statistics and settings of the base and of the adapter, if any.
 
     Raises:
-        UserError: a folder without weights.
+        UserError: a folder without weights, or an adapter that its run has trained on another base.
     """
+    from vlapost.policies.files import refuse_pickles
     from vlapost.policies.hub import locate
 
     files: list[Path] = []
@@ -161,9 +172,12 @@ def fingerprint(c: Config) -> str:
     ):
         weights = sorted(folder.glob("*.safetensors")) if place else []
         if place and not weights:
+            refuse_pickles(folder, "*.safetensors")
             remedy = "make pretrain writes the small model" if key == "policy.checkpoint" else "give a saved adapter"
             raise UserError(f"{key} is '{place}', where there is no *.safetensors file; {remedy}.")
         files += [*weights, *(folder / name for name in BESIDE_WEIGHTS if place and (folder / name).is_file())]
+    if c.policy.adapter:
+        origin.refuse_other_base(c, fingerprint(replace(c, policy=replace(c.policy, adapter=""))))
     return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 

@@ -8,7 +8,7 @@ a model card. (Adapter folders are in PEFT's format as they are.) Needs no GPU, 
 
 from __future__ import annotations
 
-from vlapost import cli, config
+from vlapost import cli, config, evaluate
 from vlapost.config import ROOT, UserError
 
 OUT = "out="
@@ -33,6 +33,7 @@ def run(words: list[str]) -> None:
         raise UserError(f"{folder} is there and was not written by this command; give another folder as OUT.")
     if folder.resolve() == source.resolve():
         raise UserError(f"{folder} is what is to be merged; give another folder as OUT.")
+    evaluate.fingerprint(c)  # refuses an adapter of another base
     merged = merge(source, adapter, c.policy.unnorm_key, folder)
     cli.console.print(
         f"Wrote {folder}: {merged.changed} tensors changed; rounding lost {merged.lost:.2%} of the change.",

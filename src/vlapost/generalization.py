@@ -16,13 +16,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vlapost import cli, config, evaluate
+from vlapost import against, cli, config, evaluate, origin
 from vlapost.config import Config, UserError
 from vlapost.disk import alone
 
@@ -30,18 +30,17 @@ if TYPE_CHECKING:
     from vlapost.evaluation.parallel import Job
     from vlapost.evaluation.report import Results
 
-AGAINST = "against="
 SPENT = "spent.json"
 PACKS = ("procedural", "paper", "tasks")
-SCENES = ("protocol", "assets", "image_size", "shader", "sim_freq", "backend")  # settings that decide what a start is
 
 
 def run(words: list[str]) -> None:
     """Evaluate every setup, write the report and print it."""
-    others = [word.removeprefix(AGAINST) for word in words if word.startswith(AGAINST) and word != AGAINST]
-    c = config.load(*cli.parse([word for word in words if not word.startswith(AGAINST)], "base"))
+    words, other = against.split(words)
+    c = config.load(*cli.parse(words, "base"))
     setups, seeds = chosen(c), range(c.generalization.seeds)
-    theirs = load(c, Path(others[-1]), setups) if others else {}
+    theirs = load(c, Path(other), setups) if other else {}
+    origin.say_what_differs(c)
     from vlapost.envs.setups import evaluated
     from vlapost.evaluation.parallel import run_parallel
 
@@ -53,8 +52,8 @@ def run(words: list[str]) -> None:
         results = {name: found[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(setups)}
         place = out / ("report" if setups == list(evaluated(c.env.assets)) else "report-some")
         cli.console.print(report(c, place, results, json.loads((out / SPENT).read_text())))
-        if others:
-            cli.console.print(comparison(c, place, results, theirs, others[-1]))
+        if other:
+            cli.console.print(comparison(c, place, results, theirs, other))
     cli.console.print(f"Report, episodes and videos: {out}", soft_wrap=True)
 
 
@@ -171,20 +170,12 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     Raises:
         UserError: there are none, or they are of other scenes.
     """
-    from vlapost.assets.pack import exact_edition
     from vlapost.evaluation import log
 
     reports = sorted(place.glob("report*/scores.json"))
     if not reports:
         raise UserError(f"{place} holds no report; give the folder that make generalization printed at its end.")
-    written = json.loads(reports[0].read_text())
-    if "edition" not in written:
-        raise UserError(f"{reports[0]} is of an earlier version, which did not say all that is compared; run it again.")
-    other = written["config"]["env"] | {"assets": written["edition"]}
-    here = asdict(c.env) | {"assets": exact_edition(c.env.assets)}
-    for key in SCENES:
-        if other[key] != here[key]:
-            raise UserError(f"{place} was made with env.{key}={other[key]}; only the same scenes can be compared.")
+    against.same_scenes(c, json.loads(reports[0].read_text()), reports[0])
     paths = {name: sorted(place.glob(f"{name}-seed*/episodes.jsonl")) for name in setups}
     known = {name: [list(log.read(path).values()) for path in found] for name, found in paths.items() if found}
     if not known:
@@ -195,7 +186,7 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
 def comparison(c: Config, out: Path, ours: Results, theirs: Results, other: str) -> Table:
     """Write comparison.json and, of more than two setups, .png; returns the table to print."""
     from vlapost.envs.setups import evaluated
-    from vlapost.evaluation.charts import against
+    from vlapost.evaluation import charts
     from vlapost.evaluation.report import compare
     from vlapost.evaluation.summary import write_json
 
@@ -203,14 +194,8 @@ def comparison(c: Config, out: Path, ours: Results, theirs: Results, other: str)
     write_json(out / "comparison.json", {"against": other, "setups": found})
     if len(found) > 2:  # corners of a web
         titles = {name: setup.title for name, setup in evaluated(c.env.assets).items()}
-        against(out / "comparison.png", found, titles, ("this one", Path(other).name))
-    view = Table(
-        "setup", "difference", "95 %", "better", "worse", "p (McNemar)", title=f"Success at end against {other}"
-    )
-    for name, d in found.items():
-        interval = f"{d['low']:+.3f}, {d['high']:+.3f}" if "low" in d else ""
-        view.add_row(name, f"{d['difference']:+.3f}", interval, f"{d['better']}", f"{d['worse']}", f"{d['p']:.3g}")
-    return view
+        charts.against(out / "comparison.png", found, titles, ("this one", Path(other).name))
+    return against.table(found, other)
 
 
 if __name__ == "__main__":

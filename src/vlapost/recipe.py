@@ -4,7 +4,7 @@ demonstrations -> LoRA warm-up (SFT) -> RL (ppo, grpo or tpo) -> evaluation on h
 of the untrained starting points. Each stage is a process of its own and is skipped once finished, so the same command
 continues an interrupted recipe. Overrides of `algorithm`, `experience`, `optim`, `trainer` and `policy.critic` go to
 the RL stage, all others to every stage; with the prefix `sft.` they go to the warm-up alone
-(`sft.trainer.iterations=5`).
+(`sft.trainer.iterations=5`). `policy.adapter=FOLDER` is an adapter of yours, from which RL starts without a warm-up.
 
 Writes lightning_logs/<run>/: sft/, ppo/ (or grpo/, tpo/), evaluation-*/, learning_curve.png, summary.json.
 """
@@ -47,13 +47,13 @@ def run(argv: list[str]) -> None:
     policy_only(cfg)
     shared, warmup_words = split_words(words, cfg.run)
     warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
+    refuse_for_rl_alone(name, cfg, base)
 
     folder, rl = ROOT / "lightning_logs" / cfg.run, cfg.algorithm.name
-    warm, tuned = folder / "sft/adapter", folder / f"{rl}/adapter"
+    warm, tuned = start_of(cfg, folder, words), folder / f"{rl}/adapter"
     collected = demonstrations(warmup_cfg, tuned if "demos" in cfg.experience.schedule else warm)
     check(cfg, warmup_cfg)
-    for part, settings in ((folder, cfg), (folder / "sft", warmup_cfg), (folder / "evaluation", base)):
-        claim(part, settings, MAY_CHANGE)
+    claim_all(folder, cfg, warmup_cfg, base)
 
     def evaluated(label: str, adapter: Path | None) -> Callable[[], object]:
         return evaluation(base, adapter, folder / f"evaluation-{label}")
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
         ("evaluate base", folder / "evaluation-base/report.json", evaluated("base", None)),
         ("warm-up", warm, training("sft", *warmup_words)),
         ("evaluate before", folder / "evaluation-before/report.json", evaluated("before", warm)),
-        (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={warm.relative_to(ROOT)}")),
+        (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={below_root(warm)}")),
         ("evaluate after", folder / "evaluation-after/report.json", evaluated("after", tuned)),
     ]
     summarise(cfg, folder, perform(folder, stages))
@@ -77,6 +77,46 @@ def policy_only(cfg: Config) -> None:
     """
     if cfg.evaluation.actor != "policy":
         raise UserError(f"evaluation.actor is '{cfg.evaluation.actor}'; this command evaluates the policy it trains.")
+
+
+def refuse_for_rl_alone(name: str, cfg: Config, base: Config) -> None:
+    """Make sure that conf/<name>.yaml changes for RL alone only what concerns RL alone.
+
+    Raises:
+        UserError: it changes what the stages must agree about, which the command line tells all of them.
+    """
+    own = ("run:", "env.num_envs:", "policy.train_vision:", *LEARNING)
+    for difference in config.differences(cfg, config.to_yaml(base)):
+        key = difference.split(":")[0]
+        if not difference.startswith(own) or key in MACHINE:
+            raise UserError(f"conf/{name}.yaml sets {key}, which concerns every stage; give it in ARGS instead.")
+
+
+def start_of(cfg: Config, folder: Path, words: list[str]) -> Path:
+    """The adapter that RL starts from: `policy.adapter`, or else the warm-up's.
+
+    Raises:
+        UserError: it is not there, or a warm-up that is not to be is described.
+    """
+    if not cfg.policy.adapter:
+        return folder / "sft/adapter"
+    if own := [word for word in words if word.startswith("sft.")]:
+        raise UserError(f"RL starts from policy.adapter={cfg.policy.adapter}, without a warm-up; leave {own[0]} out.")
+    evaluate.fingerprint(cfg)
+    return ROOT / cfg.policy.adapter
+
+
+def claim_all(folder: Path, cfg: Config, warmup: Config, base: Config) -> None:
+    """Claim the folders of RL, of the warm-up, if there is one, and of the evaluations."""
+    claim(folder, cfg, MAY_CHANGE)
+    if not cfg.policy.adapter:
+        claim(folder / "sft", warmup, MAY_CHANGE)
+    claim(folder / "evaluation", base, MAY_CHANGE)
+
+
+def below_root(adapter: Path) -> str:
+    """A folder as settings name it: relative to the repository, where it is inside."""
+    return str(adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else adapter)
 
 
 def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
@@ -118,7 +158,7 @@ def evaluation(cfg: Config, adapter: Path | None, folder: Path) -> Callable[[], 
     """The work of evaluating an adapter (None: the checkpoint without one) into `folder`."""
 
     def work() -> object:
-        place = str(adapter.relative_to(ROOT)) if adapter else ""
+        place = below_root(adapter) if adapter else ""
         return evaluate.evaluate(replace(cfg, policy=replace(cfg.policy, adapter=place)), folder)
 
     return work
@@ -155,13 +195,16 @@ def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:
         "config": {
             part: OmegaConf.to_container(OmegaConf.load(folder / path / "config.yaml"))
             for part, path in (("rl", "."), ("warm-up", "sft"), ("evaluation", "evaluation"))
+            if (folder / path / "config.yaml").is_file()  # no warm-up, where there was an adapter
         },
     }
     write_json(folder / "summary.json", summary)
     plot(curve, folder / "learning_curve.png", summary)
     table = Table(title=f"{cfg.run}: {summary['after']['success_end']['n']} held-out episodes, {summary['decoding']}")
     table.add_column("metric")
-    columns = {"untrained": "random weights"} | STARTS if "untrained" in summary else STARTS
+    columns = STARTS | ({"before": "policy.adapter"} if cfg.policy.adapter else {})
+    if "untrained" in summary:
+        columns = {"untrained": "random weights"} | columns
     for label, what in columns.items():
         table.add_column(f"{label}\n{what}", justify="right")
     for metric in METRICS:

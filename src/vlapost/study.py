@@ -5,7 +5,8 @@ warm-up that all cells with the same warm-up settings share, and is evaluated on
 is skipped, so the same command continues an interrupted study; it keeps the settings it was started with. Overrides go
 to all cells, where those of a recipe go; `seeds=[0]` and `only=[h0]` take fewer seeds and cells.
 
-Writes lightning_logs/study-<FIG>/: a folder per cell and seed, study.json and study.png (study-some.* with `only`).
+Writes lightning_logs/study-<FIG>/ (or <run>/, with `run=`): a folder per cell and seed, study.json and study.png
+(study-some.* with `only`).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def run(argv: list[str]) -> None:
     own = ("seeds=", "only=")
     study = load(figure, [w for w in words if w.startswith(own)])
     words = [*study.words, *(w for w in words if not w.startswith(own))]
-    folder = ROOT / "lightning_logs" / f"study-{figure}"
+    named = [w.removeprefix("run=") for w in words if w.startswith("run=")]
+    folder = ROOT / "lightning_logs" / (named[-1] if named else f"study-{figure}")
     stages: dict[tuple[str, Path], Stage] = {}  # by title and product: a warm-up that cells share is one stage
     claims: dict[Path, Config] = {}
     runs = []

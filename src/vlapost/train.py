@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlapost import cli, collect_demos, config, evaluate
+from vlapost import cli, collect_demos, config, evaluate, origin
 from vlapost.config import Config, UserError
 from vlapost.disk import alone, write_text
 
@@ -79,7 +79,7 @@ def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule)
     checkpoint = newest_checkpoint(folder / "checkpoints")
     trainer = build_trainer(cfg, folder)
     if trainer.is_global_zero:
-        cli.console.print(f"{folder.name}: {learning(module):,} weights learn.")
+        cli.console.print(f"{folder.name}: {learning(module):,} weights learn; {amount(cfg)}.")
     with alone(folder, trainer.is_global_zero):
         if checkpoint is not None and trainer.is_global_zero:
             cli.console.print(f"{folder.name}: continuing from {checkpoint.name}.")
@@ -98,6 +98,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
     import torch
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.plugins.environments import LightningEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
     from vlapost.callbacks.checkpoints import SafeCheckpoints
@@ -146,7 +147,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
             Termination(),
             *([EarlyStopping("val/demo_loss", patience=t.patience, check_finite=False)] if t.patience else []),
         ],
-        plugins=[SafeCheckpoints()],
+        plugins=[SafeCheckpoints(), LightningEnvironment()],  # we start the processes, in a job of SLURM too
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -165,17 +166,36 @@ def processes(cfg: Config) -> tuple[int, int]:
     return gpus, cfg.trainer.devices or gpus or min(2, os.cpu_count() or 1)
 
 
+def amount(cfg: Config) -> str:
+    """How much an iteration is, in words."""
+    from vlapost.envs.setups import setup_of
+    from vlapost.experience.sizes import episodes, samples
+
+    e, (_, count) = cfg.experience, processes(cfg)
+    steps = samples(cfg, setup_of(cfg.env).task.steps) * count
+    words = {
+        "rollout": f"{episodes(cfg) * count} episodes, {steps:,} steps",
+        "demos": f"{e.demo_steps * cfg.optim.batch_size * count:,} samples",
+    }
+    what = " or ".join(words[source] for source in dict.fromkeys(e.schedule))
+    return f"{count} process{'es' * (count > 1)}, {what} an iteration"
+
+
 def check(*settings: Config) -> None:
     """Refuse sizes that do not fit, those of all trainings of a command before a folder is claimed for one.
 
     Raises:
-        UserError: minibatches that do not divide a rollout, or fewer episodes to evaluate than processes.
+        UserError: minibatches that do not divide a rollout, fewer episodes to evaluate than processes, or more
+            processes than GPUs.
     """
     from vlapost.envs.setups import setup_of
     from vlapost.experience.sizes import check_sizes
 
     for cfg in settings:
-        check_sizes(cfg, setup_of(cfg.env).task.steps, processes(cfg)[1])
+        gpus, count = processes(cfg)
+        if gpus and count > gpus:
+            raise UserError(f"trainer.devices is {count}, but here {'is' if gpus == 1 else 'are'} {gpus} GPU(s).")
+        check_sizes(cfg, setup_of(cfg.env).task.steps, count)
 
 
 def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
@@ -184,10 +204,14 @@ def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -
     Raises:
         UserError: the run was started with other settings, or on other weights.
     """
-    claim_settings(folder, cfg, may_change)
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # the first process has read the base, which may be 15 GB
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has read the base, which may be 15 GB
+        claim_settings(folder, cfg, may_change)
+        return
     mark, now = folder / "base.sha256", evaluate.fingerprint(base_of(cfg))
+    if cfg.policy.adapter:
+        origin.refuse_other_base(cfg, now)
+    known_key(cfg)
+    claim_settings(folder, cfg, may_change)
     if not mark.is_file():
         write_text(mark, now)
     elif mark.read_text() != now:
@@ -195,6 +219,22 @@ def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -
             f"The run '{cfg.run}' was started when policy.checkpoint={cfg.policy.checkpoint} held other weights; "
             "choose another name with run=NAME."
         )
+
+
+def known_key(cfg: Config) -> None:
+    """Make sure that the base has the action statistics `policy.unnorm_key`.
+
+    Raises:
+        UserError: it has others; the sentence names them.
+    """
+    from vlapost.policies.action_tokens import ActionTokens
+    from vlapost.policies.checkpoint import read_config, statistics_of
+    from vlapost.policies.hub import locate
+
+    base, adapter = locate(cfg.policy.checkpoint, config.ROOT), config.ROOT / cfg.policy.adapter
+    ActionTokens(
+        statistics_of(read_config(base), base, *([adapter] if cfg.policy.adapter else [])), cfg.policy.unnorm_key
+    )
 
 
 def base_of(cfg: Config) -> Config:

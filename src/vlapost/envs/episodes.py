@@ -217,12 +217,21 @@ def held_out(env_id: str, obj_set: str, protocol: str = "v2") -> Tensor:
     Protocol v2: the committed int64, `[1024]` or as many as the setup holds out. Protocol paper: 3 x 64 ids drawn as
     the study draws them, without order or balance (its own draws hang on the state of its random numbers and cannot be
     repeated).
+
+    Raises:
+        UserError: a setup whose list has not been made.
     """
     setup = find_setup(env_id, obj_set, protocol)
     if setup.paper:
         generators = [torch.Generator().manual_seed(seed) for seed in range(PAPER_SEEDS)]
         return torch.cat([torch.randint(setup.total, (PAPER_COUNT,), generator=g) for g in generators])
-    return torch.tensor(json.loads(held_out_file(env_id, obj_set).read_text()), dtype=torch.int64)
+    path = held_out_file(env_id, obj_set)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, the held-out episodes of {env_id} {obj_set}; "
+            ".venv/bin/python -m vlapost.envs.episodes writes the lists of new setups."
+        )
+    return torch.tensor(json.loads(path.read_text()), dtype=torch.int64)
 
 
 def held_out_file(env_id: str, obj_set: str) -> Path:

@@ -18,7 +18,16 @@ from torch import Tensor
 from vlapost.config import UserError
 from vlapost.policies import lora
 from vlapost.policies.checkpoint import HEAD, STATISTICS, empty_network, read_config, statistics_of, write_json
-from vlapost.policies.files import INDEX, Stored, new_folder, read_tensors, refuse_pickles, stored_model, write_tensors
+from vlapost.policies.files import (
+    INDEX,
+    Stored,
+    new_folder,
+    read_json,
+    read_tensors,
+    refuse_pickles,
+    stored_model,
+    write_tensors,
+)
 from vlapost.policies.hub import name_of
 
 TITLE = "# OpenVLA with a merged adapter"  # first line of the card; such a folder may be replaced
@@ -28,6 +37,7 @@ _COPIED = (
     *("tokenizer.json", "preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "generation_config.json", "tokenizer.model"),
 )
+_NAMING_CODE = ("preprocessor_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,8 @@ class Merged:
 def merge(source: Path, adapter: Path, unnorm_key: str, folder: Path) -> Merged:
     """Write base `source` with `adapter` merged in to `folder` (replaced as a whole).
 
-    Keys, number types and config.json are the base's, but: a head tied to the embedding gets a tensor of its own, since
-    only the head is adapted, and `auto_map` goes, since the Python files it names are not written.
+    Keys, number types and settings are the base's, but: a head tied to the embedding gets a tensor of its own, since
+    only the head is adapted, and every `auto_map` goes, since the Python files it names are not written.
 
     Args:
         unnorm_key: the action statistics the card recommends; they must be among those of base and adapter.
@@ -69,11 +79,17 @@ def merge(source: Path, adapter: Path, unnorm_key: str, folder: Path) -> Merged:
         for name in _COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
-        config = {key: value for key, value in config.items() if key != "auto_map"}
-        write_json(new / "config.json", config | {"norm_stats": statistics})
+        for name in _NAMING_CODE:
+            if (new / name).is_file():
+                write_json(new / name, _without_code(read_json(new / name)))
+        write_json(new / "config.json", _without_code(config) | {"norm_stats": statistics})
         write_json(new / STATISTICS, statistics)
         (new / "README.md").write_text(_card(source, adapter, rank, alpha, unnorm_key, statistics, merged))
     return merged
+
+
+def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "auto_map"}
 
 
 @dataclass(frozen=True)
