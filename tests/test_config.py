@@ -46,6 +46,8 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("ppo", ["policy.critic=none"], ["policy.critic", "h0, hn, all, separate or state"]),
         ("grpo", ["algorithm.advantage=mean"], ["algorithm.advantage", "group, valid or whole"]),
         ("tpo", ["experience.schedule=[rollout,demos]"], ["experience.schedule", "TPO"]),
+        ("ppo", ["experience.augment=true"], ["experience.augment", "sft.experience.augment"]),
+        ("grpo", ["algorithm.soft_targets=2"], ["algorithm.soft_targets", "sft.algorithm.soft_targets"]),
         ("grpo", ["experience.end_at_success=true"], ["experience.end_at_success", "PPO"]),
         ("ppo", ["experience.end_at_success=true", "algorithm.bootstrap_truncation=true"], ["bootstrap_truncation"]),
         ("ppo", ["experience.end_at_success=true", "experience.same_start=2"], ["same_start"]),

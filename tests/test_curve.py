@@ -20,6 +20,11 @@ def test_steps_of_an_iteration_are_those_of_all_processes() -> None:
     assert curve.steps_per_iteration(cfg) == 120 * 3 * 2 * 4
 
 
+def test_iterations_of_demonstrations_take_no_steps() -> None:
+    cfg = config.load("ppo", ["experience.schedule=[rollout,rollout,demos]"])
+    assert [curve.rollouts(cfg, n) for n in range(7)] == [0, 1, 2, 2, 3, 4, 4]
+
+
 def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A run of 26 iterations with a snapshot every tenth; nothing is trained."""
     stages: list[tuple[str, str]] = []
@@ -53,7 +58,13 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "word", ["trainer.snapshot_every=0", "env.id=PutOnReceptacleInWorld-v1", "optim.batch_size=100"]
+    "word",
+    [
+        "trainer.snapshot_every=0",
+        "experience.schedule=[demos]",
+        "env.id=PutOnReceptacleInWorld-v1",
+        "optim.batch_size=100",
+    ],
 )
 def test_a_curve_that_cannot_be_drawn_is_refused_before_training(
     word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

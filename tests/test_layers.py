@@ -47,6 +47,7 @@ JOIN_EVERYTHING = {
     "export",
     "against",
     "origin",
+    "runs",
     "export_demos",
     "import_demos",
     "memory",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from vlapost import config, study
 from vlapost.config import CONF, UserError
@@ -99,6 +100,10 @@ def test_a_study_keeps_its_warm_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (["5a", "seeds=[]"], "no seeds"),
         (["5a", "seeds=[x]"], "seeds"),
         (["5a", "seeds=[0"], "seeds"),
+        (["4b", "seed=3"], r"give seeds=\[\.\.\.\]"),
+        (["4b", "policy.adapter=x"], "policy.adapter is the warm-up's"),
+        (["11", "experience.temperature=0.8"], "experience.temperature is what the cell '.*' sets itself"),
+        (["4b", "evaluation.actor=random"], "this command evaluates the policy it trains"),
         (["4b", "only=[h1]"], "has no cell 'h1'; it has h0, hn, h0 to hn, separate"),
     ],
 )
@@ -112,13 +117,26 @@ def test_what_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     runs = [study.Run(c, s, tmp_path / f"{c}{s}", tmp_path / f"{c}{s}/report.json") for c in "ab" for s in (0, 1)]
     for k, one in enumerate(runs):
         write_json(one.report, {metric: rate([True] * k + [False] * (10 - k)) for metric in METRICS})
-    curve = {"rollout/env_steps": [10.0, 20.0], "rollout/success_end": [0.1, 0.3], "time/iteration_s": [60.0, 60.0]}
+    curve = {"rollout/env_steps": [10.0, 20.0], "rollout/success_end": [0.1, 0.3], "seconds": [60.0, 120.0]}
     monkeypatch.setattr(study, "rollout_curve", lambda folder: curve)
     study.draw(tmp_path, grid, runs)
     found = json.loads((tmp_path / "study.json").read_text())
     assert [found[c][s]["held_out"]["success_end"]["mean"] for c in "ab" for s in "01"] == [0.0, 0.1, 0.2, 0.3]
     assert found["b"]["1"]["rollouts"] == curve
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_a_rollout_comes_after_all_that_was_before_it(tmp_path: Path) -> None:
+    """Iterations of demonstrations take time and have no rollout."""
+    with SummaryWriter(str(tmp_path)) as events:
+        for step, success in ((32, 0.25), (72, None), (104, 0.5)):
+            events.add_scalar("time/iteration_s", 10 + step, step)
+            if success is not None:
+                events.add_scalar("rollout/success_end", success, step)
+                events.add_scalar("rollout/env_steps", 100 * step, step)
+    found = study.rollout_curve(tmp_path)
+    assert found["seconds"] == [42, 42 + 82 + 114] and found["rollout/success_end"] == [0.25, 0.5]
+    assert found["rollout/grasp"] == []
 
 
 def test_smooth() -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vlapost import config, train
+from vlapost import config, runs, train
 from vlapost.algorithms.base import PolicyModule
 from vlapost.algorithms.pretrain import Pretrain
 from vlapost.build import build_experience, build_module, build_policy, demo_feed
@@ -345,27 +345,51 @@ def test_every_place_of_the_critic_trains(critic: str, tiny: Path, tmp_path: Pat
 
 
 def test_a_run_keeps_its_settings(tiny: Path, tmp_path: Path):
-    train.claim(tmp_path, settings("ppo", PPO, tiny, 1))
-    train.claim(tmp_path, settings("ppo", PPO, tiny, 5))  # more iterations may be asked for
+    runs.claim(tmp_path, settings("ppo", PPO, tiny, 1))
+    runs.claim(tmp_path, settings("ppo", PPO, tiny, 5))  # more iterations may be asked for
     with pytest.raises(UserError, match=r"other settings \(optim.lr: was 0.0001, now 0.5"):
-        train.claim(tmp_path, settings("ppo", [*PPO, "optim.lr=0.5"], tiny, 1))
+        runs.claim(tmp_path, settings("ppo", [*PPO, "optim.lr=0.5"], tiny, 1))
 
 
 def test_a_run_keeps_its_base(tiny: Path, tmp_path: Path):
     """Weights that another pretraining put in the same folder would load, and mean nothing to the run's adapters."""
     base, words = tmp_path / "base", [*PPO, "policy.adapter=not/made/yet"]
     shutil.copytree(tiny, base)
-    train.claim(tmp_path / "run", settings("ppo", words, base, 1))
-    train.claim(tmp_path / "run", settings("ppo", words, base, 1))
+    runs.claim(tmp_path / "run", settings("ppo", words, base, 1))
+    runs.claim(tmp_path / "run", settings("ppo", words, base, 1))
     shutil.rmtree(base)
     write_tiny(base, 1, json.loads((tiny / "dataset_statistics.json").read_text()))
     with pytest.raises(UserError, match=f"when policy.checkpoint={base} held other weights; choose another name"):
-        train.claim(tmp_path / "run", settings("ppo", words, base, 1))
+        runs.claim(tmp_path / "run", settings("ppo", words, base, 1))
+
+
+def test_a_run_keeps_its_adapter(tiny: Path, tmp_path: Path):
+    """Encoders that stay as they are, and what TPO compares with, come from it at every start."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    words = [*PPO, f"policy.adapter={adapter}"]
+    for content in (b"one", b"two"):
+        (adapter / "adapter_model.safetensors").write_bytes(content)
+        if content == b"one":
+            runs.claim(tmp_path / "run", settings("ppo", words, tiny, 1))
+            runs.claim(tmp_path / "run", settings("ppo", words, tiny, 1))
+    with pytest.raises(UserError, match=f"when policy.adapter={adapter} held other weights; choose another name"):
+        runs.claim(tmp_path / "run", settings("ppo", words, tiny, 1))
+
+
+def test_a_stage_keeps_its_processes(tmp_path: Path):
+    one, two = (config.load("ppo", [f"trainer.devices={n}"]) for n in (1, 2))
+    runs.keep_processes(two, tmp_path, continues=False)
+    runs.keep_processes(two, tmp_path, continues=True)
+    with pytest.raises(UserError, match=r"begun with 2 processes and would go on with 1, .* set trainer\.devices=2"):
+        runs.keep_processes(one, tmp_path, continues=True)
+    runs.keep_processes(one, tmp_path, continues=False)  # nothing learned yet
+    runs.keep_processes(one, tmp_path, continues=True)
 
 
 def test_statistics_that_are_not_there_burn_no_name(tiny: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"policy\.unnorm_key 'bridge' is not in .*; there are: world"):
-        train.claim(tmp_path / "run", settings("ppo", [*PPO, "policy.unnorm_key=bridge"], tiny, 1))
+        runs.claim(tmp_path / "run", settings("ppo", [*PPO, "policy.unnorm_key=bridge"], tiny, 1))
     assert not (tmp_path / "run").exists()
 
 
@@ -373,12 +397,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cfg = config.load("ppo", ["trainer.devices=3"])
     with pytest.raises(UserError, match=r"trainer\.devices is 3, but here are 2 GPU\(s\)"):
-        train.check(cfg)
-    train.check(config.load("ppo", ["trainer.devices=2"]))
+        runs.check(cfg)
+    runs.check(config.load("ppo", ["trainer.devices=2"]))
     assert (
-        train.amount(config.load("ppo", ["trainer.devices=2"])) == "2 processes, 64 episodes, 5,120 steps an iteration"
+        runs.amount(config.load("ppo", ["trainer.devices=2"])) == "2 processes, 64 episodes, 5,120 steps an iteration"
     )
-    assert train.amount(config.load("sft", ["trainer.devices=1"])) == "1 process, 1,280 samples an iteration"
+    assert runs.amount(config.load("sft", ["trainer.devices=1"])) == "1 process, 1,280 samples an iteration"
 
 
 def test_in_a_job_of_slurm_we_start_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -59,7 +59,8 @@ def build_actor(config: Config) -> Actor:
         return PlannerActor()
     if e.actor == "policy":
         device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-        return PolicyActor(build_policy(config, device), e.temperature, e.top_k)
+        acting = replace(config, policy=replace(config.policy, critic="none"))  # nobody asks for values
+        return PolicyActor(build_policy(acting, device), e.temperature, e.top_k)
     module, _, function = e.actor.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)

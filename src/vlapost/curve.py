@@ -11,6 +11,7 @@ Overrides go where those of the recipe go. Writes lightning_logs/<run>/: curve.p
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from vlapost.recipe import (
     start_of,
     training,
 )
+from vlapost.runs import check, processes
 from vlapost.scaling import about, evaluations, report, sets_of
-from vlapost.train import check, processes
 
 STEPS = 400_000
 SNAPSHOT = 10  # iterations
@@ -41,14 +42,15 @@ def run(argv: list[str]) -> None:
     name, words = cli.parse(argv, "ppo")
     words = ["run=curve", f"trainer.snapshot_every={SNAPSHOT}", *words]
     overrides = [w for w in words if not w.startswith("sft.")]
-    steps = steps_per_iteration(config.load(name, overrides))
-    length = f"trainer.iterations={-(-STEPS // steps)}"
+    cfg = config.load(name, overrides)
+    if "rollout" not in cfg.experience.schedule or cfg.trainer.snapshot_every < 1:
+        raise UserError("A learning curve needs an RL configuration and trainer.snapshot_every of 1 or more.")
+    steps = steps_per_iteration(cfg)
+    length = f"trainer.iterations={next(n for n in count(1) if steps * rollouts(cfg, n) >= STEPS)}"
     words, overrides = [length, *words], [length, *overrides]
     cfg = config.load(name, overrides)
     shared, warmup_words = split_words(words, cfg.run)
     warmup, base = config.load("sft", warmup_words), config.load("base", shared)
-    if cfg.algorithm.name == "sft" or cfg.trainer.snapshot_every < 1:
-        raise UserError("A learning curve needs an RL configuration and trainer.snapshot_every of 1 or more.")
     refuse_for_rl_alone(name, cfg, base)
     sets = sets_of(base)
     folder = ROOT / "lightning_logs" / cfg.run
@@ -68,11 +70,18 @@ def run(argv: list[str]) -> None:
     stages += [stage for label, path in adapters.items() for stage in evaluations(base, label, path, sets)]
     perform(folder, stages)
     before = cfg.policy.adapter or f"SFT {warmup.demos.episodes}"
-    draw(folder, cfg.algorithm.name, sets, {n * steps: n for n in points}, before, about(base))
+    at = {steps * rollouts(cfg, n): n for n in points}
+    draw(folder, cfg.algorithm.name, sets, at, before, about(base))
+
+
+def rollouts(cfg: Config, iterations: int) -> int:
+    """How many of the first iterations are rollouts; the others are demonstrations."""
+    schedule = cfg.experience.schedule
+    return sum(schedule[i % len(schedule)] == "rollout" for i in range(iterations))
 
 
 def steps_per_iteration(cfg: Config) -> int:
-    """Environment steps of one iteration of rollouts, all processes together."""
+    """Environment steps of an iteration of rollouts, all processes together."""
     from vlapost.envs.setups import setup_of
     from vlapost.experience.sizes import samples
 

@@ -161,24 +161,33 @@ def fingerprint(c: Config) -> str:
     Raises:
         UserError: a folder without weights, or an adapter that its run has trained on another base.
     """
-    from vlapost.policies.files import refuse_pickles
     from vlapost.policies.hub import locate
 
-    files: list[Path] = []
-    base, adapter = locate(c.policy.checkpoint, ROOT), ROOT / c.policy.adapter
-    for key, place, folder in (
-        ("policy.checkpoint", c.policy.checkpoint, base),
-        ("policy.adapter", c.policy.adapter, adapter),
-    ):
-        weights = sorted(folder.glob("*.safetensors")) if place else []
-        if place and not weights:
-            refuse_pickles(folder, "*.safetensors")
-            remedy = "make pretrain writes the small model" if key == "policy.checkpoint" else "give a saved adapter"
-            raise UserError(f"{key} is '{place}', where there is no *.safetensors file; {remedy}.")
-        files += [*weights, *(folder / name for name in BESIDE_WEIGHTS if place and (folder / name).is_file())]
-    if c.policy.adapter:
-        origin.refuse_other_base(c, fingerprint(replace(c, policy=replace(c.policy, adapter=""))))
-    return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    p = c.policy
+    base = _files("policy.checkpoint", p.checkpoint, locate(p.checkpoint, ROOT))
+    if not p.adapter:
+        return _digest(base)
+    adapter = _files("policy.adapter", p.adapter, ROOT / p.adapter)
+    origin.refuse_other_base(c, _digest(base))
+    return _digest((*base, *adapter))
+
+
+def adapter_fingerprint(c: Config) -> str:
+    """The same of `policy.adapter` alone."""
+    return _digest(_files("policy.adapter", c.policy.adapter, ROOT / c.policy.adapter))
+
+
+def _files(key: str, place: str, folder: Path) -> tuple[tuple[Path, int, int], ...]:
+    """What decides actions of a base or an adapter: files, their sizes and times."""
+    from vlapost.policies.files import refuse_pickles
+
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        refuse_pickles(folder, "*.safetensors")
+        remedy = "make pretrain writes the small model" if key == "policy.checkpoint" else "give a saved adapter"
+        raise UserError(f"{key} is '{place}', where there is no *.safetensors file; {remedy}.")
+    files = [*weights, *(folder / name for name in BESIDE_WEIGHTS if (folder / name).is_file())]
+    return tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 @cache

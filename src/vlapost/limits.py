@@ -82,6 +82,12 @@ def check_values(config: Config) -> None:
         raise UserError(f"experience.schedule names 'demos', but {name.upper()} learns from rollouts alone.")
     if "rollout" in schedule and name in ("sft", "pretrain"):
         raise UserError(f"experience.schedule names 'rollout', but {name} learns from demonstrations alone.")
+    for key, used in (
+        ("experience.augment", config.experience.augment),
+        ("algorithm.soft_targets", config.algorithm.soft_targets),
+    ):
+        if used and "demos" not in schedule:
+            raise UserError(f"{key} is {used}, but experience.schedule names no demos; for the warm-up set sft.{key}.")
     if name == "tpo" and config.experience.rejudge:
         raise UserError("experience.rejudge is true, but TPO works its log-probabilities out itself; set it to false.")
     for key in ("entropy_coef", "target_kl"):

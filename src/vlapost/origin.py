@@ -9,12 +9,13 @@ from omegaconf import OmegaConf
 from vlapost import cli
 from vlapost.config import ROOT, Config, UserError
 
+BASE = "base.sha256"  # of a run: the fingerprint of the weights it began with
 SEEN = ("policy.unnorm_key", "env.image_size", "env.shader", "env.sim_freq")  # what a policy is used to
 
 
 def stage_of(adapter: Path) -> Path | None:
     """The folder of the training stage that an adapter lies in, or one of its snapshots; None elsewhere."""
-    return next((place for place in (adapter.parent, adapter.parent.parent) if (place / "base.sha256").is_file()), None)
+    return next((place for place in (adapter.parent, adapter.parent.parent) if (place / BASE).is_file()), None)
 
 
 def refuse_other_base(c: Config, base: str) -> None:
@@ -24,7 +25,7 @@ def refuse_other_base(c: Config, base: str) -> None:
         UserError: its run had another one.
     """
     stage = stage_of(ROOT / c.policy.adapter)
-    if stage is not None and (stage / "base.sha256").read_text() != base:
+    if stage is not None and (stage / BASE).read_text() != base:
         written = OmegaConf.load(stage / "config.yaml").policy.checkpoint
         raise UserError(
             f"policy.adapter={c.policy.adapter} was trained when policy.checkpoint was {written}, and "

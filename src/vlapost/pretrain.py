@@ -20,7 +20,8 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.import_demos import last
 from vlapost.recipe import Stage, measured, perform, process
-from vlapost.train import MAY_CHANGE, check, claim_settings, fit
+from vlapost.runs import MAY_CHANGE, check, claim_settings
+from vlapost.train import fit
 
 if TYPE_CHECKING:
     from torch import Tensor

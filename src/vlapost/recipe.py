@@ -28,10 +28,17 @@ from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, EnvConfig, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
-from vlapost.train import COLLECTING, check, claim
+from vlapost.runs import COLLECTING, check, claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
-MAY_CHANGE = ("trainer.video_episodes", *COLLECTING, "evaluation.workers", "evaluation.videos", "generalization.")
+MAY_CHANGE = (
+    "trainer.devices",
+    "trainer.video_episodes",
+    *COLLECTING,
+    "evaluation.workers",
+    "evaluation.videos",
+    "generalization.",
+)
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
 Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
@@ -236,22 +243,28 @@ def measured(env: EnvConfig, report: dict[str, Any]) -> list[Any]:
 
 
 def rollout_curve(folder: Path) -> dict[str, list[float]]:
-    """The stage's TensorBoard series of its rollouts, over iterations."""
-    return series(
-        folder, ["rollout/env_steps", *[f"rollout/{m}" for m in METRICS], "rollout/return", "time/iteration_s"]
-    )
+    """The stage's TensorBoard series of its rollouts; "seconds": what all iterations up to each have taken."""
+    tags = ["rollout/env_steps", *[f"rollout/{m}" for m in METRICS], "rollout/return"]
+    found = by_step(folder, [*tags, "time/iteration_s"])
+    spent = found.pop("time/iteration_s")
+    ends = found["rollout/env_steps"]
+    seconds = [sum(taken for step, taken in spent.items() if step <= end) for end in ends]
+    return {tag: list(values.values()) for tag, values in found.items()} | {"seconds": seconds}
 
 
 def series(folder: Path, tags: list[str]) -> dict[str, list[float]]:
-    """TensorBoard series of a stage, empty where there is none; a resumed run's repeated iterations appear once."""
+    """TensorBoard series of a stage, empty where there is none."""
+    return {tag: list(values.values()) for tag, values in by_step(folder, tags).items()}
+
+
+def by_step(folder: Path, tags: list[str]) -> dict[str, dict[int, float]]:
+    """The same with TensorBoard's steps, in their order; a resumed run's repeated iterations appear once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     known = set(events.Tags()["scalars"])
     return {
-        tag: [value for _, value in sorted({e.step: e.value for e in events.Scalars(tag)}.items())]
-        if tag in known
-        else []
+        tag: dict(sorted({e.step: e.value for e in events.Scalars(tag)}.items())) if tag in known else {}
         for tag in tags
     }
 

@@ -31,7 +31,7 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation import charts
 from vlapost.evaluation.summary import percent, write_json
 from vlapost.recipe import MAY_CHANGE, Stage, evaluation, perform, policy_only, series, split_words, training
-from vlapost.train import base_of, check, claim, processes
+from vlapost.runs import base_of, check, claim, processes
 
 FEWEST, GROWTH = 140, 0.62  # N demonstrations are trained on (N / 140)^0.62 times as long
 PROCESSES = 2  # that the iterations are meant for: others take more or fewer, for as many samples

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,18 @@ from vlapost import cli, config, evaluate
 from vlapost.config import CONF, ROOT, Config, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, demonstrations, evaluation, perform, rollout_curve, split_words, training
-from vlapost.train import base_of, check, claim
+from vlapost.recipe import (
+    MAY_CHANGE,
+    Stage,
+    demonstrations,
+    evaluation,
+    perform,
+    policy_only,
+    rollout_curve,
+    split_words,
+    training,
+)
+from vlapost.runs import base_of, check, claim
 
 
 @dataclass
@@ -113,11 +122,13 @@ def plan(
 ) -> tuple[Run, list[Stage], dict[Path, Config]]:
     """A cell with a seed, the stages that make it, and the folders they claim with their settings."""
     label = f"{name}, seed {seed}"
-    run_name = f"{folder.name}/{name.replace(' ', '-')}-seed{seed}"
+    run_name = f"{folder.relative_to(ROOT / 'lightning_logs')}/{name.replace(' ', '-')}-seed{seed}"
+    refuse(words, cell, name)
     words = [*words, *cell.words, f"seed={seed}"]
     own = [w for w in words if not w.startswith("sft.")]
     shared, warm_up_words = split_words(words, run_name)
     base = config.load("base", [*shared, "evaluation.videos=0"])
+    policy_only(base)
     place = ROOT / "lightning_logs" / run_name
     stages: list[Stage] = []
     claims: dict[Path, Config] = {}
@@ -144,6 +155,21 @@ def plan(
     return one, stages, claims
 
 
+def refuse(words: list[str], cell: Cell, name: str) -> None:
+    """Make sure that the overrides of all cells leave alone what the grid decides.
+
+    Raises:
+        UserError: one does not.
+    """
+    for key in (word.split("=")[0] for word in words):
+        if key == "seed":
+            raise UserError("seed differs between the cells of a study; give seeds=[...].")
+        if key == "policy.adapter":
+            raise UserError("policy.adapter is the warm-up's in a study; leave it out.")
+        if key in (own.split("=")[0] for own in cell.words):
+            raise UserError(f"{key} is what the cell '{name}' sets itself; leave it out.")
+
+
 def draw(folder: Path, study: Study, runs: list[Run], name: str = "study") -> None:
     """Write `name`.json and `name`.png, and print the table.
 
@@ -168,8 +194,8 @@ def draw(folder: Path, study: Study, runs: list[Run], name: str = "study") -> No
     figure, axes = pyplot().subplots(1, 3, figsize=(15, 4), sharey=True)
     for number, cell in enumerate(study.cells):
         colour, lines = f"C{number}", [curves[cell, seed] for seed in study.seeds]
-        for axis, key, scale in ((axes[0], "rollout/env_steps", 1), (axes[1], "time/iteration_s", 60)):
-            xs = [c[key] if scale == 1 else [s / scale for s in accumulate(c[key])] for c in lines]
+        for axis, key, unit in ((axes[0], "rollout/env_steps", 1), (axes[1], "seconds", 60)):
+            xs = [[x / unit for x in c[key]] for c in lines]
             ys = [smooth(c["rollout/success_end"]) for c in lines]
             for x, y in zip(xs, ys):
                 axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.6)

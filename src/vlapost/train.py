@@ -11,28 +11,19 @@ import logging
 import os
 import warnings
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlapost import cli, collect_demos, config, evaluate, origin
+from vlapost import cli, collect_demos, config
 from vlapost.config import Config, UserError
-from vlapost.disk import alone, write_text
+from vlapost.disk import alone
+from vlapost.runs import amount, check, claim, keep_processes, processes
 
 if TYPE_CHECKING:
     import lightning as L
 
     from vlapost.algorithms.base import PolicyModule
     from vlapost.experience.datamodule import ExperienceModule
-# How demonstrations are collected, not which.
-COLLECTING = tuple(f"demos.{key}" for key in ("workers", "part", "parts", "frames", "shard_attempts", "skip_corrupt"))
-# Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned.
-MAY_CHANGE = (
-    *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes"),
-    *COLLECTING,
-    *("policy.recompute", "policy.cuda_graph"),
-    *("evaluation.", "generalization."),
-)
 HARMLESS = (
     ".*module\\(s\\) in eval mode.*",  # there is no dropout: train() and eval() are the same here
     ".*Grad strides do not match bucket view strides.*",  # of tensors with one row
@@ -47,12 +38,17 @@ def run(argv: list[str]) -> None:
     """Train the stage named by the command line."""
     name, overrides = cli.parse(argv, "sft")
     cfg = config.load(name, overrides)
+    if cfg.algorithm.name == "pretrain":
+        raise UserError("conf/pretrain.yaml is trained by make pretrain.")
     collect_demos.refuse_parts(cfg)
+    folder = config.ROOT / "lightning_logs" / cfg.run / cfg.algorithm.name
     if "LOCAL_RANK" in os.environ or "VLAPOST_STAGE" in os.environ:  # started by another process of ours
         cli.end_with_parent()
     elif "demos" in cfg.experience.schedule:
+        check(cfg)
+        claim(folder, cfg)
         collect_demos.collect(cfg)
-    train(cfg, config.ROOT / "lightning_logs" / cfg.run / cfg.algorithm.name)
+    train(cfg, folder)
 
 
 def train(cfg: Config, folder: Path) -> None:
@@ -77,6 +73,7 @@ def train(cfg: Config, folder: Path) -> None:
 def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule) -> bool:
     """Train to the last iteration, from the newest checkpoint if there is one; true on the first process."""
     checkpoint = newest_checkpoint(folder / "checkpoints")
+    keep_processes(cfg, folder, checkpoint is not None)
     trainer = build_trainer(cfg, folder)
     if trainer.is_global_zero:
         cli.console.print(f"{folder.name}: {learning(module):,} weights learn; {amount(cfg)}.")
@@ -156,104 +153,6 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
 def learning(module: PolicyModule) -> int:
     """How many weights are trained: adapters and critic, or a whole policy in pretraining."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def processes(cfg: Config) -> tuple[int, int]:
-    """How many GPUs there are to use, and how many processes train."""
-    import torch
-
-    gpus = 0 if cfg.trainer.accelerator == "cpu" else torch.cuda.device_count()
-    return gpus, cfg.trainer.devices or gpus or min(2, os.cpu_count() or 1)
-
-
-def amount(cfg: Config) -> str:
-    """How much an iteration is, in words."""
-    from vlapost.envs.setups import setup_of
-    from vlapost.experience.sizes import episodes, samples
-
-    e, (_, count) = cfg.experience, processes(cfg)
-    steps = samples(cfg, setup_of(cfg.env).task.steps) * count
-    words = {
-        "rollout": f"{episodes(cfg) * count} episodes, {steps:,} steps",
-        "demos": f"{e.demo_steps * cfg.optim.batch_size * count:,} samples",
-    }
-    what = " or ".join(words[source] for source in dict.fromkeys(e.schedule))
-    return f"{count} process{'es' * (count > 1)}, {what} an iteration"
-
-
-def check(*settings: Config) -> None:
-    """Refuse sizes that do not fit, those of all trainings of a command before a folder is claimed for one.
-
-    Raises:
-        UserError: minibatches that do not divide a rollout, fewer episodes to evaluate than processes, or more
-            processes than GPUs.
-    """
-    from vlapost.envs.setups import setup_of
-    from vlapost.experience.sizes import check_sizes
-
-    for cfg in settings:
-        gpus, count = processes(cfg)
-        if gpus and count > gpus:
-            raise UserError(f"trainer.devices is {count}, but here {'is' if gpus == 1 else 'are'} {gpus} GPU(s).")
-        check_sizes(cfg, setup_of(cfg.env).task.steps, count)
-
-
-def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
-    """Write settings and base of a new run; for an old one make sure that what matters of them is still the same.
-
-    Raises:
-        UserError: the run was started with other settings, or on other weights.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has read the base, which may be 15 GB
-        claim_settings(folder, cfg, may_change)
-        return
-    mark, now = folder / "base.sha256", evaluate.fingerprint(base_of(cfg))
-    if cfg.policy.adapter:
-        origin.refuse_other_base(cfg, now)
-    known_key(cfg)
-    claim_settings(folder, cfg, may_change)
-    if not mark.is_file():
-        write_text(mark, now)
-    elif mark.read_text() != now:
-        raise UserError(
-            f"The run '{cfg.run}' was started when policy.checkpoint={cfg.policy.checkpoint} held other weights; "
-            "choose another name with run=NAME."
-        )
-
-
-def known_key(cfg: Config) -> None:
-    """Make sure that the base has the action statistics `policy.unnorm_key`.
-
-    Raises:
-        UserError: it has others; the sentence names them.
-    """
-    from vlapost.policies.action_tokens import ActionTokens
-    from vlapost.policies.checkpoint import read_config, statistics_of
-    from vlapost.policies.hub import locate
-
-    base, adapter = locate(cfg.policy.checkpoint, config.ROOT), config.ROOT / cfg.policy.adapter
-    ActionTokens(
-        statistics_of(read_config(base), base, *([adapter] if cfg.policy.adapter else [])), cfg.policy.unnorm_key
-    )
-
-
-def base_of(cfg: Config) -> Config:
-    """The settings without an adapter."""
-    return replace(cfg, policy=replace(cfg.policy, adapter=""))
-
-
-def claim_settings(folder: Path, cfg: Config, may_change: tuple[str, ...]) -> None:
-    """The same for the settings alone."""
-    written = folder / "config.yaml"
-    if written.is_file():
-        changed = [c for c in config.differences(cfg, written.read_text()) if not c.startswith(may_change)]
-        if changed:
-            raise UserError(
-                f"The run '{cfg.run}' was started with other settings ({'; '.join(changed[:3])}); "
-                "choose another name with run=NAME, or give the settings it was started with."
-            )
-        return
-    write_text(written, config.to_yaml(cfg))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -24,6 +24,9 @@ def check_sizes(config: Config, steps: int, processes: int) -> None:
     name, t = config.algorithm.name, config.trainer
     if "rollout" in config.experience.schedule:
         check_batches(config, steps)
+    demo_steps, accumulate = config.experience.demo_steps, config.optim.accumulate
+    if "demos" in config.experience.schedule and demo_steps % accumulate:
+        raise UserError(f"optim.accumulate={accumulate} must divide experience.demo_steps={demo_steps}.")
     if t.eval_every and 0 < t.eval_episodes < processes:
         raise UserError(
             f"trainer.eval_episodes of {name} is {t.eval_episodes}; {processes} processes (trainer.devices) need one "

@@ -29,7 +29,7 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
     if cfg.lora_rank < 1:
         raise UserError(f"policy.lora_rank is {cfg.lora_rank}; it must be 1 or more.")
     folded = dtype == torch.float32 and cfg.quantize == "none"
-    if cfg.cuda_graph and (folded or torch.device(device).type != "cuda"):
+    if cfg.cuda_graph and (folded or not torch.cuda.is_available()):
         raise UserError(
             "policy.cuda_graph is true, which needs a GPU and trainer.precision=bf16-true; set it to false."
         )

@@ -117,12 +117,13 @@ class OpenVLAPolicy(nn.Module):
         device = self.network.device
         if noise is None:  # argmax(logits + 0)
             noise, temperature = torch.zeros(len(observation), ACTION_DIM, ACTION_BINS), 1.0
-        ids, prompt_mask = self.prompts.batch(observation.instruction, device, 1 if self.graphs is None else 8)
+        graphs = self.graphs if device.type == "cuda" else None  # training loads on the CPU, and moves afterwards
+        ids, prompt_mask = self.prompts.batch(observation.instruction, device, 1 if graphs is None else 8)
         inputs = (self._patches(self.network, observation), ids, prompt_mask, noise.to(device))
-        if self.graphs is None:
+        if graphs is None:
             tokens, logprob, hidden = self._decode(*inputs, temperature, top_k)
         else:
-            tokens, logprob, hidden = self.graphs(self._decode, inputs, (temperature, top_k))
+            tokens, logprob, hidden = graphs(self._decode, inputs, (temperature, top_k))
         return PolicyOutput(tokens, logprob, self._value(hidden, observation))
 
     def _decode(
