@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from vlapost import config, scaling
 from vlapost.config import UserError
@@ -150,12 +153,18 @@ def test_every_score_finds_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for name in ("scaling.png", "rl.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     learning = {int(size): cells for size, cells in found["learning"].items()}
-    view = scaling.table(
+    group = scaling.tables(
         SETS, {s: {int(n): one for n, one in of.items()} for s, of in found["success"].items()}, learning
     )
     # the means of 1.5 and 1.7, and of 1.6 and 1.7
     columns = [["140", "1000"], ["2", "1"], ["11", "16"], ["1.600", ""], ["1.650", ""]]
-    assert [list(column.cells) for column in view.columns[:5]] == columns
+    training, few_table, _ = cast(list[Table], group.renderables)
+    assert [list(column.cells) for column in training.columns] == columns
+    assert list(few_table.columns[1].cells) == ["90.0%", "90.0%"]
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(group)
+    assert "success at the end, 95 %" in shown.get() and "…" not in shown.get()  # of a terminal's usual width
 
 
 def evaluated(report: Path, success: list[bool]) -> None:

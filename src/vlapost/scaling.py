@@ -23,6 +23,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.box import SIMPLE
+from rich.console import Group
 from rich.table import Table
 from yaml import YAMLError
 
@@ -254,7 +256,7 @@ def draw(folder: Path, sets: dict[str, str], rl: dict[str, Any]) -> None:
             charts.learning_curve(axis, "RL", points, levels)
         charts.save_figure(figure, folder / "rl.png")
         written.append(folder / "rl.png")
-    cli.console.print(table(sets, success, learning))
+    cli.console.print(tables(sets, success, learning))
     cli.console.print(f"Wrote {', '.join(map(str, written))}.", soft_wrap=True)
 
 
@@ -266,29 +268,29 @@ def looks(cell: Path) -> dict[str, Any]:
     return {"planned": trainer.iterations, "iterations": done, "held_out_loss": losses}
 
 
-def table(sets: dict[str, str], success: dict[str, Any], learning: dict[int, Any]) -> Table:
-    """A row per size: iterations (means of the seeds), least and last loss on held-out demonstrations, and the scores.
+def tables(sets: dict[str, str], success: dict[str, Any], learning: dict[int, Any]) -> Group:
+    """How each size was trained, and per object set its scores.
 
-    The loss of each size is that on the demonstrations behind its own.
+    Iterations are means of the seeds; the losses, least and last, too. The loss of each size is that on the
+    demonstrations behind its own.
     """
-    view = Table(title="SFT: grasp, continuous grasp, success at the end with its 95 % interval")
-    for column in ("demonstrations", "seeds", "iterations", "least loss", "last loss", *sets.values()):
-        view.add_column(column, justify="right", no_wrap=True)
+    training = Table("demonstrations", "seeds", "iterations", "least loss", "last loss", title="SFT", box=SIMPLE)
     for size, cells in learning.items():
         losses = [
             (min(one["held_out_loss"]), one["held_out_loss"][-1]) for one in cells.values() if one["held_out_loss"]
         ]
         least_and_last = [f"{sum(column) / len(column):.3f}" for column in zip(*losses)] or ["", ""]
         iterations = sum(one["iterations"] for one in cells.values()) / len(cells)
-        scores = [success[set_][size] for set_ in sets]
-        view.add_row(
-            str(size), str(len(cells)), f"{iterations:.0f}", *least_and_last,
-            *(
-                f"{s['grasp']['mean']:.1%}  {s['consecutive_grasp']['mean']:.1%}  {percent(s['success_end'])}"
-                for s in scores
-            ),
-        )  # fmt: skip
-    return view
+        training.add_row(str(size), str(len(cells)), f"{iterations:.0f}", *least_and_last)
+    views = [training]
+    for set_, title in sets.items():
+        view = Table("demonstrations", "grasp", "continuous grasp", "success at the end, 95 %", title=title, box=SIMPLE)
+        for size in learning:
+            s = success[set_][size]
+            grasps = [f"{s[measure]['mean']:.1%}" for measure in ("grasp", "consecutive_grasp")]
+            view.add_row(str(size), *grasps, percent(s["success_end"]))
+        views.append(view)
+    return Group(*views)
 
 
 if __name__ == "__main__":
