@@ -35,7 +35,6 @@ def rollout_of(value: float = 0.0) -> Rollout:
         done=torch.zeros(T, E, dtype=torch.bool),
         last_value=torch.zeros(E),
         metrics=Metrics(flags, flags, flags, flags),
-        episode_id=torch.arange(E),
     )
 
 

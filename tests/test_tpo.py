@@ -90,7 +90,6 @@ def rollout(T: int, return_E: list[float]) -> Rollout:
         done=reward != reward,
         last_value=torch.zeros(E),
         metrics=Metrics(flags, flags, flags, flags),
-        episode_id=torch.arange(E),
     )
 
 

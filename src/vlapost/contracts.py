@@ -12,7 +12,7 @@ Every batch is a frozen dataclass with its own `.to(device)`: Lightning moves ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,9 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-ACTION_DIM = 7
-ACTION_BINS = 256
-STATE_DIM = 16
+ACTION_DIM, ACTION_BINS, STATE_DIM = 7, 256, 16
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,8 @@ class Metrics:
 class Step:
     """Outcome of one control step (0.2 s).
 
-    observation: what the policy sees next.
-    reward: `[E]` float32, difference of the stage potential.
-    metrics: the measures after this step.
-    truncated: the limit of steps was reached, for all episodes at once.
+    observation: what the policy sees next. reward: `[E]` float32, difference of the stage potential.
+    metrics: the measures after this step. truncated: the limit of steps was reached, for all episodes at once.
     """
 
     observation: Observation
@@ -92,8 +88,7 @@ class Step:
 class PolicyOutput:
     """One decision per observation.
 
-    action_tokens: `[B, A]` int64 in 0..255, the bin index of each action dimension, counted from the LOWEST value
-        (bin 0 is -1, bin 255 is +1; the vocabulary id is `31999 - bin`).
+    action_tokens: `[B, A]` int64, bins counted from the LOWEST value (0 is -1, 255 is +1; vocabulary id `31999 - bin`).
     logprob: `[B, A]` float32, of each token under the distribution it was drawn from; the action's is their sum.
     value: `[B]` float32, the critic's estimate; zeros where the policy has no critic.
     """
@@ -124,7 +119,7 @@ class Rollout:
     image: `[T, E, H, W, 3]` uint8, before each action. instruction: T times E sentences.
     action_tokens: `[T, E, A]` int64. logprob: `[T, E, A]` float32. value, reward: `[T, E]` float32.
     done: `[T, E]` bool, an episode ended with this step. last_value: `[E]` float32, the critic's estimate after step T.
-    metrics: the measures of each episode at its end, or where it was cut. episode_id: `[E]` int64, of the first ones.
+    metrics: the measures of each episode at its end, or where it was cut.
     patches: `[T, E, P, Dv]`, state: `[T, E, STATE_DIM]`, those of the observations.
     """
 
@@ -137,7 +132,6 @@ class Rollout:
     done: Tensor
     last_value: Tensor
     metrics: Metrics
-    episode_id: Tensor
     patches: Tensor | None = None
     state: Tensor | None = None
 
@@ -240,6 +234,15 @@ class Policy(Protocol):
     def evaluate(self, observation: Observation, action_tokens: Tensor, temperature: float = 1.0) -> PolicyEvaluation:
         """Log-probabilities, entropy and value of given actions at that temperature, with gradients."""
 
+    def action_logits(self, observation: Observation, action_tokens: Tensor) -> Tensor:
+        """Logits `[B, A, V]` float32 of given actions, each token after those before it, with gradients."""
+
+    def adapter_parameters(self) -> Iterator[Tensor]:
+        """The trainable weights but the critic's."""
+
+    def critic_parameters(self) -> Iterator[Tensor]:
+        """The critic's weights; none without one."""
+
     def value(self, observation: Observation) -> Tensor:
         """The critic's estimate `[B]`; zeros where the policy has no critic."""
 
@@ -269,10 +272,7 @@ class VectorEnv(Protocol):
         """Start the given episodes, `[E]` int64 ids of the environment's index space."""
 
     def step(self, action: Tensor, look: bool = True) -> Step:
-        """Apply `[E, A]` float32 actions: metres and radians in the robot base frame, gripper +1 open / -1 closed.
-
-        Without a `look` no picture is drawn: the observation shows an earlier one.
-        """
+        """Apply `[E, A]` float32: metres, radians, base frame; gripper +1 open, -1 closed. `look`: with a new picture."""
 
     def restart(self, which: Tensor, episode_ids: Tensor) -> Observation:
         """Start other episodes, `[K]` ids, in the scenes `which` `[K]`, on CPU; the others stay where they are."""

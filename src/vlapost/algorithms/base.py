@@ -37,9 +37,10 @@ class PolicyModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One AdamW, a parameter group each for adapter and critic (paper: two AdamW of the same settings)."""
-        policy = cast(Any, self.policy)
-        groups = [{"params": list(policy.adapter_parameters()), "lr": self.optim.lr, "name": "adapter"}]
-        critic = list(policy.critic_parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.policy.adapter_parameters()), "lr": self.optim.lr, "name": "adapter"}
+        ]
+        critic = list(self.policy.critic_parameters())
         if critic:
             groups.append({"params": critic, "lr": self.optim.value_lr, "name": "critic"})
         return adamw(groups, self.optim, self.total_steps)
@@ -54,7 +55,7 @@ class PolicyModule(L.LightningModule):
         if isinstance(batch, EpisodeBatch):
             means = {name: value.float().mean() for name, value in batch.metrics.items()}
         else:
-            logits = cast(Any, self.policy).action_logits(batch.observation, batch.action_tokens)
+            logits = self.policy.action_logits(batch.observation, batch.action_tokens)
             means = {"demo_loss": token_cross_entropy(logits, batch.action_tokens)}
         values = {f"val/{name}": value for name, value in means.items()}
         size: Any = float(len(batch))  # Lightning would round the mean over processes of a whole number

@@ -18,7 +18,7 @@ step, and `experience.schedule=[rollout,demos]` replays demonstrations beside th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class PPO(RolloutModule):
 
     def _imitate(self, batch: DemoBatch) -> Tensor:
         """Behaviour cloning, as in SFT. With several processes the critic needs gradients too: zeros."""
-        policy = cast(Any, self.policy)
+        policy = self.policy
         logits = policy.action_logits(batch.observation, batch.action_tokens)
         loss = token_cross_entropy(logits, batch.action_tokens, self.algorithm.soft_targets)
         self.log("train/imitation_loss", loss.detach(), batch_size=len(batch))

@@ -14,8 +14,6 @@ original, and how to get its behaviour:
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from torch import Tensor
 
 from vlapost.algorithms.base import PolicyModule, token_cross_entropy
@@ -32,7 +30,7 @@ class SFT(PolicyModule):
 
     def training_step(self, batch: DemoBatch, batch_idx: int) -> Tensor:
         """One minibatch of demonstrations."""
-        logits = cast(Any, self.policy).action_logits(batch.observation, batch.action_tokens)
+        logits = self.policy.action_logits(batch.observation, batch.action_tokens)
         loss = token_cross_entropy(logits, batch.action_tokens, self.algorithm.soft_targets)
         distance = (logits.argmax(-1) - batch.action_tokens).abs().float()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))

@@ -117,7 +117,6 @@ def _episodes(
         instruction=tuple(instruction),
         last_value=last_value,
         metrics=_join(finished),
-        episode_id=episode_ids,
     )
 
 
@@ -132,7 +131,6 @@ def _concatenate(rounds: list[Rollout]) -> Rollout:
         instruction=tuple(sum(at_t, ()) for at_t in zip(*(r.instruction for r in rounds))),
         last_value=join("last_value", 0),
         metrics=_join([r.metrics for r in rounds]),
-        episode_id=join("episode_id", 0),
     )
 
 
