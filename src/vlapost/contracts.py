@@ -272,7 +272,7 @@ class VectorEnv(Protocol):
         """Start the given episodes, `[E]` int64 ids of the environment's index space."""
 
     def step(self, action: Tensor, look: bool = True) -> Step:
-        """Apply `[E, A]` float32: metres, radians, base frame; gripper +1 open, -1 closed. `look`: with a new picture."""
+        """Apply `[E, A]` float32: metres, radians, base frame; gripper +1 open, -1 closed. `look`: draw a picture."""
 
     def restart(self, which: Tensor, episode_ids: Tensor) -> Observation:
         """Start other episodes, `[K]` ids, in the scenes `which` `[K]`, on CPU; the others stay where they are."""
