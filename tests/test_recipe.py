@@ -22,6 +22,7 @@ WORDS = [
     "ppo", "run=small", "policy.checkpoint=models/tiny", "policy.lora_rank=4", "policy.critic=separate",
     "env.num_envs=1", "demos.episodes=2",
     "demos.shard_attempts=1", "evaluation.episodes=2", "evaluation.videos=1", "trainer.devices=2",
+    "trainer.accelerator=cpu",
     "trainer.iterations=3",
     "trainer.eval_every=3", "trainer.eval_episodes=2", "experience.rounds=1", "optim.batch_size=40",
     "sft.trainer.iterations=1", "sft.trainer.eval_every=0", "sft.experience.demo_steps=2", "sft.optim.batch_size=4",
@@ -190,7 +191,7 @@ def test_sizes_that_do_not_fit_leave_no_trace(
     monkeypatch.setattr(recipe, "ROOT", tmp_path)
     monkeypatch.setattr(recipe, "perform", perform)
     with pytest.raises(UserError, match=sentence):
-        recipe.run(["ppo", word])
+        recipe.run(["ppo", word, "trainer.accelerator=cpu"])
     assert not list(tmp_path.iterdir())
     with pytest.raises(ReachedError):
-        recipe.run(["ppo", mended])
+        recipe.run(["ppo", mended, "trainer.accelerator=cpu"])

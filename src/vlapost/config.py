@@ -12,6 +12,7 @@ before anything heavy loads; and OmegaConf is imported only where settings are r
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import accumulate
@@ -109,7 +110,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"Wrong value for '{error.full_key}': {str(error).splitlines()[0]}.") from None
     for part, name in PATHS:
         section = getattr(config, part)
-        setattr(section, name, str(Path(getattr(section, name)).expanduser()) if getattr(section, name) else "")
+        setattr(section, name, os.path.expanduser(getattr(section, name)))
     check_values(config)
     return config
 

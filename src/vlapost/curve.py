@@ -70,7 +70,8 @@ def run(argv: list[str]) -> None:
     stages += [stage for label, path in adapters.items() for stage in evaluations(base, label, path, sets)]
     perform(folder, stages)
     before = cfg.policy.adapter or f"SFT {warmup.demos.episodes}"
-    at = {steps * rollouts(cfg, n): n for n in points}
+    at = {steps * rollouts(cfg, n): n for n in sorted(points, reverse=True)}  # of points at equal steps the first
+    at = dict(sorted(at.items()))
     draw(folder, cfg.algorithm.name, sets, at, before, about(base))
 
 

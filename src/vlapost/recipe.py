@@ -103,12 +103,14 @@ def start_of(cfg: Config, folder: Path, words: list[str]) -> Path:
     """The adapter that RL starts from: `policy.adapter`, or else the warm-up's.
 
     Raises:
-        UserError: it is not there, or a warm-up that is not to be is described.
+        UserError: it is not there, or a warm-up that is not to be is described, or there.
     """
     if not cfg.policy.adapter:
         return folder / "sft/adapter"
     if own := [word for word in words if word.startswith("sft.")]:
         raise UserError(f"RL starts from policy.adapter={cfg.policy.adapter}, without a warm-up; leave {own[0]} out.")
+    if (folder / "sft/config.yaml").is_file():
+        raise UserError(f"The run '{cfg.run}' has a warm-up of its own; choose another name with run=NAME.")
     evaluate.fingerprint(cfg)
     return ROOT / cfg.policy.adapter
 

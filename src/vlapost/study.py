@@ -135,7 +135,9 @@ def plan(
     train_words = [*own, f"run={run_name}"]
     if cell.warm_up:
         warm = config.load("sft", [*warm_up_words, "run=study-warm-up"])
-        settings = [d for d in config.differences(warm, "{}") if not d.startswith(MAY_CHANGE)]
+        settings = [
+            d for d in config.differences(warm, "{}") if not d.startswith(MAY_CHANGE) or d.startswith("trainer.devices")
+        ]
         settings.append(evaluate.fingerprint(base_of(warm)))
         digest = hashlib.sha256("; ".join(settings).encode()).hexdigest()[:8]
         warm = replace(warm, run=f"study-warm-up/{digest}")

@@ -46,7 +46,8 @@ def run(argv: list[str]) -> None:
         cli.end_with_parent()
     elif "demos" in cfg.experience.schedule:
         check(cfg)
-        claim(folder, cfg)
+        if (folder / "config.yaml").is_file():  # a new run is claimed when its demonstrations are there
+            claim(folder, cfg)
         collect_demos.collect(cfg)
     train(cfg, folder)
 
@@ -73,11 +74,11 @@ def train(cfg: Config, folder: Path) -> None:
 def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule) -> bool:
     """Train to the last iteration, from the newest checkpoint if there is one; true on the first process."""
     checkpoint = newest_checkpoint(folder / "checkpoints")
-    keep_processes(cfg, folder, checkpoint is not None)
     trainer = build_trainer(cfg, folder)
     if trainer.is_global_zero:
         cli.console.print(f"{folder.name}: {learning(module):,} weights learn; {amount(cfg)}.")
     with alone(folder, trainer.is_global_zero):
+        keep_processes(cfg, folder, checkpoint is not None)
         if checkpoint is not None and trainer.is_global_zero:
             cli.console.print(f"{folder.name}: continuing from {checkpoint.name}.")
         try:
