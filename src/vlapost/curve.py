@@ -70,8 +70,9 @@ def run(argv: list[str]) -> None:
     stages += [stage for label, path in adapters.items() for stage in evaluations(base, label, path, sets)]
     perform(folder, stages)
     before = cfg.policy.adapter or f"SFT {warmup.demos.episodes}"
-    at = {steps * rollouts(cfg, n): n for n in sorted(points, reverse=True)}  # of points at equal steps the first
-    at = dict(sorted(at.items()))
+    at: dict[int, int] = {}
+    for n in points:
+        at.setdefault(steps * rollouts(cfg, n), n)  # of points at equal steps the first
     draw(folder, cfg.algorithm.name, sets, at, before, about(base))
 
 

@@ -52,14 +52,14 @@ def run(words: list[str]) -> None:
     origin.say_what_differs(c)
     out = folder(c)
     report = evaluate(c, out)
-    from vlapost.evaluation import log, summary
+    from vlapost.evaluation import summary
     from vlapost.evaluation.report import compare
 
     how = report.get("decoding", c.evaluation.actor)
     cli.console.print(summary.table(report, f"{c.env.id}, {c.env.obj_set} objects, {how}"))
     if other:
-        finished = log.read(out / "episodes.jsonl")
-        found = compare({c.env.obj_set: [[finished[id_] for id_ in ids_of(c)]]}, {c.env.obj_set: [theirs]})
+        ours = against.episodes(c, out, ids_of(c))
+        found = compare({c.env.obj_set: [ours]}, {c.env.obj_set: [theirs]})
         summary.write_json(out / "comparison.json", {"against": other, "setups": found})
         cli.console.print(against.table(found, other))
     cli.console.print(f"Episodes, report and videos: {out}", soft_wrap=True)

@@ -133,10 +133,13 @@ def keep_processes(cfg: Config, folder: Path, continues: bool) -> None:
         UserError: there are more or fewer now.
     """
     mark, now = folder / "processes", processes(cfg)[1]
-    if not continues and os.environ.get("LOCAL_RANK", "0") == "0":
-        write_text(mark, f"{now}\n")
-    elif continues and mark.is_file() and int(mark.read_text()) != now:
+    if not continues:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            write_text(mark, f"{now}\n")
+        return
+    begun = int(mark.read_text()) if mark.is_file() else now
+    if begun != now:
         raise UserError(
-            f"{folder} was begun with {int(mark.read_text())} processes and would go on with {now}, which is another "
-            f"experiment; set trainer.devices={int(mark.read_text())}, or choose another name with run=NAME."
+            f"{folder} was begun with {begun} processes and would go on with {now}, which is another experiment; "
+            f"set trainer.devices={begun}, or choose another name with run=NAME."
         )
