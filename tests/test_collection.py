@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from test_demos import META, episode, pictures
-from vlapost import attempts, collect_demos, config, curve, pretrain, recipe, train
+from vlapost import attempts, collect_demos, config, curve, pretrain, recipe, stages, train
 from vlapost.config import UserError
 from vlapost.envs.episodes import reserved
 from vlapost.experience import verified
@@ -197,8 +197,8 @@ def test_a_hopeless_collection_ends(collect, monkeypatch: pytest.MonkeyPatch) ->
 def test_parts_are_for_collecting_alone(command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Who learns needs all; nothing is written and nothing collected first (the grid's own test: test_scaling)."""
     monkeypatch.setattr(collect_demos, "collect", lambda cfg: pytest.fail("collects"))
-    claims = {pretrain: "claim_settings", curve: "claim_all"}.get(command, "claim")
-    monkeypatch.setattr(command, claims, lambda *what: pytest.fail("begins"))
+    for module, claims in ((train, "claim"), (stages, "claim"), (pretrain, "claim_settings")):
+        monkeypatch.setattr(module, claims, lambda *what: pytest.fail("begins"))
     with pytest.raises(
         UserError, match=r"demos\.parts is 3, but only 'make demos' collects in parts; collect them all"
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlapost import config, curve, scaling
+from vlapost import config, curve, scaling, stages
 from vlapost.config import UserError
 from vlapost.evaluation.summary import METRICS, rate, write_json
 
@@ -27,13 +27,13 @@ def test_iterations_of_demonstrations_take_no_steps() -> None:
 
 def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A run of 26 iterations with a snapshot every tenth; nothing is trained."""
-    stages: list[tuple[str, str]] = []
+    products: list[tuple[str, str]] = []
     drawn: list[object] = []
 
     def perform(folder: Path, planned: list) -> None:
-        stages.extend((title, product.relative_to(folder).as_posix()) for title, product, _ in planned)
+        products.extend((title, product.relative_to(folder).as_posix()) for title, product, _ in planned)
 
-    for module in (curve, scaling):
+    for module in (stages, scaling):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(curve, "STEPS", 26 * 160 - 5)
     monkeypatch.setattr(curve, "perform", perform)
@@ -44,14 +44,14 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "lr: 0.001" in warmup and "iterations: 15" in warmup  # the length of the curve is not the warm-up's
     points = ["ppo-00000", "ppo-00010", "ppo-00020", "ppo-00026"]
     evaluated = [f"{point}/evaluation/{set_}/report.json" for point in points for set_ in ("few", "test")]
-    assert [product for _, product in stages] == ["sft/adapter", "sft/adapter", "ppo/adapter", *evaluated]
-    assert stages[0][0] == "demonstrations"  # which nothing needs once the warm-up is there
+    assert [product for _, product in products] == ["sft/adapter", "sft/adapter", "ppo/adapter", *evaluated]
+    assert products[0][0] == "demonstrations"  # which nothing needs once the warm-up is there
     assert drawn[:3] == [
         {"few": "training setup", "test": "unseen objects and tables"},
         {0: 0, 1600: 10, 3200: 20, 26 * 160: 26},
         "SFT 140",
     ]
-    stages.clear()
+    products.clear()
     curve.run(words)  # the same words continue
     with pytest.raises(UserError, match=r"sft.*optim\.lr|optim\.lr.*was"):
         curve.run([*words, "sft.optim.lr=2e-3"])
@@ -69,7 +69,7 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_curve_that_cannot_be_drawn_is_refused_before_training(
     word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(curve, "ROOT", tmp_path)
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
     with pytest.raises(UserError):
         curve.run([word])
     assert not list(tmp_path.iterdir())

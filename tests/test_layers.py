@@ -34,6 +34,7 @@ JOIN_EVERYTHING = {
     "train",
     "pretrain",
     "recipe",
+    "stages",
     "curve",
     "study",
     "scaling",

@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vlapost import config, recipe
+from vlapost import config, evaluate, recipe, stages
 from vlapost.config import ROOT, UserError
+from vlapost.evaluation.summary import write_json
 from vlapost.train import newest_checkpoint
 
 WORDS = [
@@ -126,7 +127,7 @@ def test_killed_and_continued(root: Path) -> None:
 @pytest.mark.parametrize("name", ["ppo", "grpo", "tpo", "ppo_dimension"])
 def test_a_file_of_ones_own_is_of_rl_alone(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The warm-up and the evaluations do not read it."""
-    recipe.refuse_for_rl_alone(name, config.load(name), config.load("base", [f"run={config.load(name).run}"]))
+    stages.refuse_for_rl_alone(name, config.load(name), config.load("base", [f"run={config.load(name).run}"]))
     for path in config.CONF.glob("*.yaml"):
         (tmp_path / path.name).write_text(path.read_text())
     for text, key in (
@@ -137,23 +138,23 @@ def test_a_file_of_ones_own_is_of_rl_alone(name: str, monkeypatch: pytest.Monkey
         (tmp_path / f"{name}_mine.yaml").write_text(text)
         with monkeypatch.context() as patch:
             patch.setattr(config, "CONF", tmp_path)
-            patch.setattr(recipe, "ROOT", tmp_path)
+            patch.setattr(stages, "ROOT", tmp_path)
             with pytest.raises(UserError, match=f"conf/{name}_mine.yaml sets {key}, which concerns every stage"):
                 recipe.run([f"{name}_mine"])
     assert not (tmp_path / "lightning_logs").exists()
 
 
 def test_rl_starts_from_an_adapter_that_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stages: list[recipe.Stage] = []
+    planned: list[stages.Stage] = []
 
     class ReachedError(Exception):
         pass
 
-    def perform(folder: Path, planned: list[recipe.Stage]) -> None:
-        stages.extend(planned)
+    def perform(folder: Path, those: list[stages.Stage]) -> None:
+        planned.extend(those)
         raise ReachedError
 
-    monkeypatch.setattr(recipe, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(stages, "ROOT", tmp_path / "project")
     monkeypatch.setattr(recipe, "perform", perform)
     words = ["ppo", f"policy.adapter={tmp_path}/mine"]
     with pytest.raises(UserError, match=r"policy\.adapter is .*, where there is no \*\.safetensors file"):
@@ -164,12 +165,25 @@ def test_rl_starts_from_an_adapter_that_is_given(monkeypatch: pytest.MonkeyPatch
         recipe.run([*words, "sft.optim.lr=1"])
     with pytest.raises(ReachedError):
         recipe.run(words)
-    products = {title: product for title, product, _ in stages}
+    products = {title: product for title, product, _ in planned}
     assert products["demonstrations"] == products["warm-up"] == tmp_path / "mine"  # there: nothing to do
-    (rl,) = (work for title, _, work in stages if title == "ppo")
+    (rl,) = (work for title, _, work in planned if title == "ppo")
     (said,) = (c.cell_contents for c in rl.__closure__ if isinstance(c.cell_contents, tuple))  # type: ignore[attr-defined]
     assert said[-1] == f"policy.adapter={tmp_path}/mine"
     assert not (tmp_path / "project/lightning_logs/ppo/sft").exists()
+
+
+def test_scores_of_an_adapter_that_was_trained_on_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "ROOT", root)
+    weights = root / "mine/adapter_model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    cfg = stages.of_adapter(config.load("base", ["policy.checkpoint=models/tiny"]), weights.parent)
+    write_json(root / "evaluation-after/report.json", {"checkpoint": {"sha256": evaluate.fingerprint(cfg)}})
+    recipe.refuse_trained_on(cfg, root / "evaluation-after")
+    weights.write_bytes(b"trained on")
+    with pytest.raises(UserError, match=r"evaluation-after is of what policy\.adapter=.*mine was before"):
+        recipe.refuse_trained_on(cfg, root / "evaluation-after")
 
 
 @pytest.mark.parametrize(
@@ -185,10 +199,10 @@ def test_sizes_that_do_not_fit_leave_no_trace(
     class ReachedError(Exception):
         pass
 
-    def perform(folder: Path, stages: list[recipe.Stage]) -> None:
+    def perform(folder: Path, those: list[stages.Stage]) -> None:
         raise ReachedError
 
-    monkeypatch.setattr(recipe, "ROOT", tmp_path)
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
     monkeypatch.setattr(recipe, "perform", perform)
     with pytest.raises(UserError, match=sentence):
         recipe.run(["ppo", word, "trainer.accelerator=cpu"])

@@ -141,3 +141,13 @@ def test_a_rollout_comes_after_all_that_was_before_it(tmp_path: Path) -> None:
 
 def test_smooth() -> None:
     assert study.smooth([1.0, 2.0, 6.0, 0.0], 2) == [1.0, 1.5, 4.0, 3.0]
+
+
+def test_cells_that_replay_demonstrations_collect_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a warm-up that another study has finished, or with none, nobody else would."""
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    for cell in (study.Cell(warm_up=False), study.Cell()):
+        for words, collects in ((["experience.schedule=[rollout,demos]"], True), ([], False)):
+            one, stages, _ = study.plan(tmp_path / "lightning_logs/x", "cell", cell, 0, words)
+            products = [product for title, product, _ in stages if title == "demonstrations"]
+            assert (one.folder / "adapter" in products) == collects

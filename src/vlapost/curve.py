@@ -16,22 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from vlapost import cli, config
-from vlapost.config import ROOT, Config, UserError
+from vlapost.config import Config, UserError
 from vlapost.evaluation.charts import learning_curve, panels, save_figure
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.recipe import (
-    Stage,
-    below_root,
-    claim_all,
-    demonstrations,
-    perform,
-    refuse_for_rl_alone,
-    split_words,
-    start_of,
-    training,
-)
-from vlapost.runs import check, processes
+from vlapost.runs import processes
 from vlapost.scaling import about, evaluations, report, sets_of
+from vlapost.stages import perform, plan
 
 STEPS = 400_000
 SNAPSHOT = 10  # iterations
@@ -41,39 +31,26 @@ def run(argv: list[str]) -> None:
     """Run every stage that is not finished, then draw."""
     name, words = cli.parse(argv, "ppo")
     words = ["run=curve", f"trainer.snapshot_every={SNAPSHOT}", *words]
-    overrides = [w for w in words if not w.startswith("sft.")]
-    cfg = config.load(name, overrides)
+    cfg = config.load(name, [w for w in words if not w.startswith("sft.")])
     if "rollout" not in cfg.experience.schedule or cfg.trainer.snapshot_every < 1:
         raise UserError("A learning curve needs an RL configuration and trainer.snapshot_every of 1 or more.")
     steps = steps_per_iteration(cfg)
-    length = f"trainer.iterations={next(n for n in count(1) if steps * rollouts(cfg, n) >= STEPS)}"
-    words, overrides = [length, *words], [length, *overrides]
-    cfg = config.load(name, overrides)
-    shared, warmup_words = split_words(words, cfg.run)
-    warmup, base = config.load("sft", warmup_words), config.load("base", shared)
-    refuse_for_rl_alone(name, cfg, base)
-    sets = sets_of(base)
-    folder = ROOT / "lightning_logs" / cfg.run
-    warm, rl = start_of(cfg, folder, words), folder / cfg.algorithm.name
-    collected = demonstrations(warmup, rl / "adapter" if "demos" in cfg.experience.schedule else warm)
-    check(cfg, warmup)
-    claim_all(folder, cfg, warmup, base)
-    place = f"policy.adapter={below_root(warm)}"
-    stages: list[Stage] = [
-        collected,
-        ("warm-up", warm, training("sft", *warmup_words)),
-        (cfg.algorithm.name, rl / "adapter", training(name, *overrides, f"run={cfg.run}", place)),
-    ]
+    length = next(n for n in count(1) if steps * rollouts(cfg, n) >= STEPS)
+    it = plan(name, [f"trainer.iterations={length}", *words])
+    cfg, rl = it.cfg, it.folder / it.cfg.algorithm.name
+    sets = sets_of(it.base)
+    it.begin()
+    stages = [it.collected, it.warm_up, it.rl]
     every, last = cfg.trainer.snapshot_every, cfg.trainer.iterations
-    points = {0: warm} | {n: rl / f"snapshots/{n:05d}" for n in range(every, last, every)} | {last: rl / "adapter"}
+    points = {0: it.warm} | {n: rl / f"snapshots/{n:05d}" for n in range(every, last, every)} | {last: it.tuned}
     adapters = {f"{cfg.algorithm.name}-{n:05d}": path for n, path in points.items()}
-    stages += [stage for label, path in adapters.items() for stage in evaluations(base, label, path, sets)]
-    perform(folder, stages)
-    before = cfg.policy.adapter or f"SFT {warmup.demos.episodes}"
+    stages += [stage for label, path in adapters.items() for stage in evaluations(it.base, label, path, sets)]
+    perform(it.folder, stages)
+    before = cfg.policy.adapter or f"SFT {it.warmup.demos.episodes}"
     at: dict[int, int] = {}
     for n in points:
         at.setdefault(steps * rollouts(cfg, n), n)  # of points at equal steps the first
-    draw(folder, cfg.algorithm.name, sets, at, before, about(base))
+    draw(it.folder, cfg.algorithm.name, sets, at, before, about(it.base))
 
 
 def rollouts(cfg: Config, iterations: int) -> int:

@@ -19,8 +19,9 @@ from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.import_demos import last
-from vlapost.recipe import Stage, measured, perform, process
+from vlapost.recipe import measured
 from vlapost.runs import MAY_CHANGE, check, claim_settings
+from vlapost.stages import Stage, perform, process
 from vlapost.train import fit
 
 if TYPE_CHECKING:

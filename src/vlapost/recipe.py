@@ -12,182 +12,49 @@ Writes lightning_logs/<run>/: sft/, ppo/ (or grpo/, tpo/), evaluation-*/, learni
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from vlapost import cli, collect_demos, config, evaluate
+from vlapost import cli, evaluate
 from vlapost.config import ROOT, Config, EnvConfig, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
-from vlapost.runs import COLLECTING, check, claim
+from vlapost.stages import Stage, evaluation, of_adapter, perform, plan
 
-LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
-MAY_CHANGE = (
-    "trainer.devices",
-    "trainer.video_episodes",
-    *COLLECTING,
-    "evaluation.workers",
-    "evaluation.videos",
-    "generalization.",
-)
-MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
-Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 STARTS = {"base": "pretrained", "before": "after warm-up", "after": "after RL"}
 
 
 def run(argv: list[str]) -> None:
     """Run every stage that is not finished, then summarise."""
-    name, words = cli.parse(argv, "ppo")
-    overrides = [w for w in words if not w.startswith("sft.")]
-    cfg = config.load(name, overrides)
-    if cfg.algorithm.name == "sft":
-        raise UserError(f"conf/{name}.yaml trains by SFT alone; use make train-sft.")
-    policy_only(cfg)
-    shared, warmup_words = split_words(words, cfg.run)
-    warmup_cfg, base = config.load("sft", warmup_words), config.load("base", shared)
-    refuse_for_rl_alone(name, cfg, base)
+    it = plan(*cli.parse(argv, "ppo"))
+    it.begin()
+    adapters = {"base": None, "before": it.warm, "after": it.tuned}
 
-    folder, rl = ROOT / "lightning_logs" / cfg.run, cfg.algorithm.name
-    warm, tuned = start_of(cfg, folder, words), folder / f"{rl}/adapter"
-    collected = demonstrations(warmup_cfg, tuned if "demos" in cfg.experience.schedule else warm)
-    check(cfg, warmup_cfg)
-    claim_all(folder, cfg, warmup_cfg, base)
+    def evaluated(label: str) -> Stage:
+        place = it.folder / f"evaluation-{label}"
+        return f"evaluate {label}", place / "report.json", evaluation(it.base, adapters[label], place)
 
-    def evaluated(label: str, adapter: Path | None) -> Callable[[], object]:
-        return evaluation(base, adapter, folder / f"evaluation-{label}")
-
-    stages: list[Stage] = [
-        collected,
-        ("evaluate base", folder / "evaluation-base/report.json", evaluated("base", None)),
-        ("warm-up", warm, training("sft", *warmup_words)),
-        ("evaluate before", folder / "evaluation-before/report.json", evaluated("before", warm)),
-        (rl, tuned, training(name, *overrides, f"run={cfg.run}", f"policy.adapter={below_root(warm)}")),
-        ("evaluate after", folder / "evaluation-after/report.json", evaluated("after", tuned)),
-    ]
-    summarise(cfg, folder, perform(folder, stages))
+    stages = [it.collected, evaluated("base"), it.warm_up, evaluated("before"), it.rl, evaluated("after")]
+    seconds = perform(it.folder, stages)
+    for label, adapter in adapters.items():
+        refuse_trained_on(of_adapter(it.base, adapter), it.folder / f"evaluation-{label}")
+    summarise(it.cfg, it.folder, seconds)
 
 
-def policy_only(cfg: Config) -> None:
-    """For commands that evaluate what they train.
+def refuse_trained_on(cfg: Config, folder: Path) -> None:
+    """Make sure that the evaluation in `folder` is of what the adapter holds now.
 
     Raises:
-        UserError: something else is to act.
+        UserError: `make train-stage` has trained it on since.
     """
-    if cfg.evaluation.actor != "policy":
-        raise UserError(f"evaluation.actor is '{cfg.evaluation.actor}'; this command evaluates the policy it trains.")
-
-
-def refuse_for_rl_alone(name: str, cfg: Config, base: Config) -> None:
-    """Make sure that conf/<name>.yaml changes for RL alone only what concerns RL alone.
-
-    Raises:
-        UserError: it changes what the stages must agree about, which the command line tells all of them.
-    """
-    own = ("run:", "env.num_envs:", "policy.train_vision:", *LEARNING)
-    for difference in config.differences(cfg, config.to_yaml(base)):
-        key = difference.split(":")[0]
-        if not difference.startswith(own) or key in MACHINE:
-            raise UserError(f"conf/{name}.yaml sets {key}, which concerns every stage; give it in ARGS instead.")
-
-
-def start_of(cfg: Config, folder: Path, words: list[str]) -> Path:
-    """The adapter that RL starts from: `policy.adapter`, or else the warm-up's.
-
-    Raises:
-        UserError: it is not there, or a warm-up that is not to be is described, or there.
-    """
-    if not cfg.policy.adapter:
-        return folder / "sft/adapter"
-    if own := [word for word in words if word.startswith("sft.")]:
-        raise UserError(f"RL starts from policy.adapter={cfg.policy.adapter}, without a warm-up; leave {own[0]} out.")
-    if (folder / "sft/config.yaml").is_file():
-        raise UserError(f"The run '{cfg.run}' has a warm-up of its own; choose another name with run=NAME.")
-    evaluate.fingerprint(cfg)
-    return ROOT / cfg.policy.adapter
-
-
-def claim_all(folder: Path, cfg: Config, warmup: Config, base: Config) -> None:
-    """Claim the folders of RL, of the warm-up, if there is one, and of the evaluations."""
-    claim(folder, cfg, MAY_CHANGE)
-    if not cfg.policy.adapter:
-        claim(folder / "sft", warmup, MAY_CHANGE)
-    claim(folder / "evaluation", base, MAY_CHANGE)
-
-
-def below_root(adapter: Path) -> str:
-    """A folder as settings name it: relative to the repository, where it is inside."""
-    return str(adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else adapter)
-
-
-def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
-    """The overrides of every stage, and those of the warm-up."""
-    shared = [w for w in words if not w.startswith(("sft.", *LEARNING)) or w.startswith(MACHINE)]
-    shared = [*shared, f"run={run}"]
-    return shared, [*shared, *(w.removeprefix("sft.") for w in words if w.startswith("sft."))]
-
-
-def demonstrations(cfg: Config, trained: Path) -> Stage:
-    """The stage that collects what is missing of `cfg.demos.episodes`, until `trained` is there.
-
-    Raises:
-        UserError: only a part of them is to be collected.
-    """
-    collect_demos.refuse_parts(cfg)
-    return "demonstrations", trained, lambda: collect_demos.collect(cfg).close()
-
-
-def perform(folder: Path, stages: list[Stage]) -> dict[str, float]:
-    """Run the stages whose product is not there yet; returns the seconds each took over all attempts, by title."""
-    seconds_file = folder / "seconds.json"
-    seconds: dict[str, float] = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
-    for title, product, stage in stages:
-        if product.exists():
-            cli.console.print(f"{title}: finished earlier", style="dim")
-            continue
-        cli.console.rule(title)
-        begin = time.perf_counter()
-        try:
-            stage()
-        finally:
-            seconds[title] = seconds.get(title, 0.0) + time.perf_counter() - begin
-            write_json(seconds_file, seconds)
-    return seconds
-
-
-def evaluation(cfg: Config, adapter: Path | None, folder: Path) -> Callable[[], object]:
-    """The work of evaluating an adapter (None: the checkpoint without one) into `folder`."""
-
-    def work() -> object:
-        place = below_root(adapter) if adapter else ""
-        return evaluate.evaluate(replace(cfg, policy=replace(cfg.policy, adapter=place)), folder)
-
-    return work
-
-
-def training(*words: str) -> Callable[[], object]:
-    """The work of a training stage, given the words of its command."""
-    return lambda: process("vlapost.train", *words)
-
-
-def process(module: str, *words: str) -> None:
-    """A training stage is a process of its own: it may start more of them, and its memory goes when it ends."""
-    child = subprocess.Popen([sys.executable, "-m", module, *words], cwd=ROOT, env=os.environ | {"VLAPOST_STAGE": "1"})
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:  # the stage has received it too, and may be writing a checkpoint
-        child.wait()
-        raise
-    if code:
-        sys.exit(code)
+    if json.loads((folder / "report.json").read_text())["checkpoint"]["sha256"] != evaluate.fingerprint(cfg):
+        raise UserError(
+            f"{folder} is of what policy.adapter={cfg.policy.adapter} was before it was trained on; delete that folder "
+            "and the same command evaluates it anew."
+        )
 
 
 def summarise(cfg: Config, folder: Path, seconds: dict[str, float]) -> None:

@@ -32,8 +32,9 @@ from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation import charts
 from vlapost.evaluation.summary import percent, write_json
-from vlapost.recipe import MAY_CHANGE, Stage, evaluation, perform, policy_only, series, split_words, training
+from vlapost.recipe import series
 from vlapost.runs import base_of, check, claim, processes
+from vlapost.stages import MAY_CHANGE, Stage, evaluation, perform, policy_only, split_words, training
 
 FEWEST, GROWTH = 140, 0.62  # N demonstrations are trained on (N / 140)^0.62 times as long
 PROCESSES = 2  # that the iterations are meant for: others take more or fewer, for as many samples

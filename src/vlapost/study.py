@@ -26,18 +26,18 @@ from vlapost import cli, config, evaluate
 from vlapost.config import CONF, ROOT, Config, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
-from vlapost.recipe import (
+from vlapost.recipe import rollout_curve
+from vlapost.runs import base_of, check, claim
+from vlapost.stages import (
     MAY_CHANGE,
     Stage,
     demonstrations,
     evaluation,
     perform,
     policy_only,
-    rollout_curve,
     split_words,
     training,
 )
-from vlapost.runs import base_of, check, claim
 
 
 @dataclass
@@ -150,6 +150,8 @@ def plan(
         ]
     claims[place] = cfg = config.load(cell.conf, train_words)
     one = Run(name, seed, place / cfg.algorithm.name, place / "evaluation/report.json")
+    if "demos" in cfg.experience.schedule:
+        stages.append(demonstrations(cfg, one.folder / "adapter"))
     stages += [
         (label, one.folder / "adapter", training(cell.conf, *train_words)),
         (f"evaluate {label}", one.report, evaluation(base, one.folder / "adapter", one.report.parent)),
