@@ -323,6 +323,18 @@ def test_a_workers_user_error_arrives_as_its_sentence(tmp_path: Path) -> None:
         parallel.run_parallel(actor, build_without_driver, [Job("few", settings(1), [1], tmp_path)])
 
 
+def test_workers_take_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for number in range(3):
+        ours, theirs = mp.Pipe()
+        ours.close()  # nobody asks for episodes
+        parallel._work(number, theirs, actor, build, [(Job("few", settings(1), [1], tmp_path), 1)])
+    assert taken == [0, 1, 0]
+
+
 def test_a_crashed_worker_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exit code -9"):
         parallel.run_parallel(actor, build_and_die, [Job("few", settings(1), [1], tmp_path)])

@@ -110,9 +110,9 @@ def _workers(
     given = [(replace(job, labels={}), size) for job, size in zip(jobs, sizes)]
     # Ctrl-C reaches the whole process group; only the parent shall answer, so workers inherit "ignore".
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for _ in range(count):
+    for number in range(count):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, build_actor, build_env, given), daemon=True)
+        process = context.Process(target=_work, args=(number, theirs, build_actor, build_env, given), daemon=True)
         process.start()
         theirs.close()
         workers.append(Worker(process, ours))
@@ -146,21 +146,25 @@ def _receive(worker: Worker) -> tuple[int, list[EpisodeResult]]:
     return message
 
 
-def _work(pipe: Connection, build_actor: BuildActor, build_env: BuildEnv, jobs: list[tuple[Job, int]]) -> None:
-    """A worker's life: build the actor once, then run the lists of episodes that come through the pipe."""
+def _work(
+    number: int, pipe: Connection, build_actor: BuildActor, build_env: BuildEnv, jobs: list[tuple[Job, int]]
+) -> None:
+    """The life of worker `number`: build the actor once, then run the lists of episodes that come through the pipe."""
     torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())  # policy and scenes go to the current one
     env: VectorEnv | None = None
-    number = 0
+    current = 0
     done: list[EpisodeResult] = []
     try:
         actor = build_actor(jobs[0][0].config)
-        while (chunk := _exchange(pipe, number, done)) is not None:
+        while (chunk := _exchange(pipe, current, done)) is not None:
             job, size = jobs[chunk[0]]
-            if env is None or chunk[0] != number:
+            if env is None or chunk[0] != current:
                 if env is not None:
                     env.close()
                 env = build_env(job.config, size)
-            number, ids = chunk
+            current, ids = chunk
             filmed = frozenset(job.episode_ids[: job.config.evaluation.videos])
             ids = sorted(ids, key=lambda episode: episode not in filmed)  # run_episodes films the first ones
             results = run_episodes(actor, env, ids, job.config.seed, len(filmed.intersection(ids)))
