@@ -232,6 +232,31 @@ def test_rollout_and_learner_agree_on_the_value_wherever_the_critic_reads(
     assert torch.equal(again.act(observation, gumbel(3)).value, output.value)
 
 
+def test_a_critic_of_another_kind_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    save_policy(load_policy(config(checkpoint, critic="h0"), "cpu", torch.float32), tmp_path / "adapter")
+    with pytest.raises(
+        UserError, match=r"value_head\.safetensors is a critic of the kind h0, but policy\.critic is hn"
+    ):
+        load_policy(config(checkpoint, str(tmp_path / "adapter"), "hn"), "cpu", torch.float32)
+
+
+def test_a_separate_critic_never_changes_the_encoders_of_the_policy(checkpoint: Path, tmp_path: Path) -> None:
+    policy = load_policy(config(checkpoint, critic="separate"), "cpu", torch.float32)
+    assert policy.critic_network is not None
+    folder = tmp_path / "adapter"
+    later = replace(config(checkpoint, str(folder), "separate"), train_vision=False)
+    save_policy(policy, folder)
+    load_policy(later, "cpu", torch.float32)  # both have the encoders they began with
+    with torch.no_grad():
+        for name, parameter in policy.critic_network.named_parameters():
+            if "lora_B" in name and "vision_backbone" in name:
+                parameter.fill_(0.1)
+    save_policy(policy, folder)
+    load_policy(replace(later, train_vision=True), "cpu", torch.float32)
+    with pytest.raises(UserError, match=r"critic_adapter\.safetensors has image encoders of its own"):
+        load_policy(later, "cpu", torch.float32)
+
+
 def test_a_second_network_costs_its_adapters_only(checkpoint: Path) -> None:
     policy = load_policy(config(checkpoint, critic="separate"), "cpu", torch.float32)
     assert policy.critic_network is not None

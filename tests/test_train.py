@@ -274,6 +274,17 @@ def test_kl_stop_leaves_the_weights_alone(tiny: Path):
     assert step(module, optimizer, parameters, 1.0)
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_an_update_that_is_not_wanted_costs_nothing(name: str, tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    module, _, parameters = quiet(name, tiny)
+    monkeypatch.setattr(module.policy, "evaluate", lambda *_: pytest.fail("looks at the minibatch"))
+    module.stopped = True
+    for p in parameters:
+        p.grad = None
+    module.training_step((), 3).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in parameters)  # as several processes need it
+
+
 @pytest.mark.parametrize("gradient", [0.0, float("nan"), float("inf")])
 def test_an_empty_or_infinite_gradient_leaves_the_weights_alone(gradient: float, tiny: Path):
     module, optimizer, parameters = quiet("sft", tiny)
@@ -349,6 +360,10 @@ def test_a_run_keeps_its_settings(tiny: Path, tmp_path: Path):
     runs.claim(tmp_path, settings("ppo", PPO, tiny, 5))  # more iterations may be asked for
     with pytest.raises(UserError, match=r"other settings \(optim.lr: was 0.0001, now 0.5"):
         runs.claim(tmp_path, settings("ppo", [*PPO, "optim.lr=0.5"], tiny, 1))
+    falling = [*PPO, "optim.schedule=cosine"]
+    runs.claim(tmp_path / "falling", settings("ppo", falling, tiny, 4))
+    with pytest.raises(UserError, match=r"trainer\.iterations: was 4, now 5"):  # the rate would be another one
+        runs.claim(tmp_path / "falling", settings("ppo", falling, tiny, 5))
 
 
 def test_a_run_keeps_its_base(tiny: Path, tmp_path: Path):
@@ -455,9 +470,13 @@ def test_sft_stops_when_held_out_demonstrations_get_no_better(
     newest = train.newest_checkpoint(tmp_path / "sft/checkpoints")
     assert newest is not None
     assert 2 <= train.iterations(newest) < 8
-    (tmp_path / "sft/adapter").mkdir()
-    train.train(cfg, tmp_path / "sft")  # finished: nothing is trained again
+    fit(cfg, tmp_path / "sft")  # killed before the adapter was written: nothing is trained again
     assert train.newest_checkpoint(tmp_path / "sft/checkpoints") == newest
+    (tmp_path / "sft/adapter").mkdir()
+    train.train(cfg, tmp_path / "sft")  # nor where it is finished
+    assert train.newest_checkpoint(tmp_path / "sft/checkpoints") == newest
+    patient = replace(cfg, trainer=replace(cfg.trainer, patience=2))  # as if it had been its last iteration
+    assert train.last_iteration(patient, newest) == 8
 
 
 def test_unknown_algorithm(tiny: Path):

@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from vlapost.limits import check_values
+from vlapost.limits import check_read, check_values
 from vlapost.schema import (
     CONF,
     ROOT,
@@ -112,6 +112,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         section = getattr(config, part)
         setattr(section, name, os.path.expanduser(getattr(section, name)))
     check_values(config)
+    default: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), layers[0][1]))
+    check_read(config, default)
     return config
 
 

@@ -44,6 +44,38 @@ ONE_OF = {
     "trainer.matmul": ("highest", "high", "medium"),
     "exchange.rotation": ("XYZ", "xyz", "axis_angle"),
 }
+READ_BY = {  # settings that only some learning rules read; of others they must keep their default
+    **dict.fromkeys(("gamma", "gae_lambda", "value_lambda", "value_clip", "huber_delta", "value_coef"), ("ppo",)),
+    **dict.fromkeys(("normalise_advantage", "bootstrap_truncation", "imitation_coef"), ("ppo",)),
+    **dict.fromkeys(("clip", "ratio", "policy_coef", "entropy_coef", "target_kl"), ("ppo", "grpo")),
+    **{"advantage": ("grpo",), "beta": ("tpo",), "soft_targets": ("sft", "ppo")},
+}
+OF_SOURCE = {
+    "rollout": ("rounds", "passes", "same_start", "approach_reward", "end_at_success", "temperature", "rejudge"),
+    "demos": ("demo_steps", "augment"),
+}
+
+
+def check_read(config: Config, default: Config) -> None:
+    """Refuse settings that differ from their default and that the learning rule, or what it learns from, does not read.
+
+    Raises:
+        UserError: the sentence names key, value and default.
+    """
+    a, e = config.algorithm, config.experience
+    for key, rules in READ_BY.items():
+        value, usual = getattr(a, key), getattr(default.algorithm, key)
+        if value != usual and a.name not in rules:
+            raise UserError(f"algorithm.{key} is {value}, which {a.name.upper()} does not use; leave it {usual}.")
+    for source, keys in OF_SOURCE.items():
+        for key in keys:
+            value, usual = getattr(e, key), getattr(default.experience, key)
+            if value != usual and source not in e.schedule:
+                what = "rollouts" if source == "rollout" else "demonstrations"
+                warm_up = f", or for the warm-up set sft.experience.{key}" if source == "demos" else ""
+                raise UserError(
+                    f"experience.{key} is {value}, but experience.schedule names no {what}; leave it {usual}{warm_up}."
+                )
 
 
 def check_values(config: Config) -> None:
@@ -82,17 +114,13 @@ def check_values(config: Config) -> None:
         raise UserError(f"experience.schedule names 'demos', but {name.upper()} learns from rollouts alone.")
     if "rollout" in schedule and name in ("sft", "pretrain"):
         raise UserError(f"experience.schedule names 'rollout', but {name} learns from demonstrations alone.")
-    for key, used in (
-        ("experience.augment", config.experience.augment),
-        ("algorithm.soft_targets", config.algorithm.soft_targets),
-    ):
-        if used and "demos" not in schedule:
-            raise UserError(f"{key} is {used}, but experience.schedule names no demos; for the warm-up set sft.{key}.")
+    if config.algorithm.soft_targets and "demos" not in schedule:
+        raise UserError(
+            f"algorithm.soft_targets is {config.algorithm.soft_targets}, but experience.schedule names no demos; for "
+            "the warm-up set sft.algorithm.soft_targets."
+        )
     if name == "tpo" and config.experience.rejudge:
         raise UserError("experience.rejudge is true, but TPO works its log-probabilities out itself; set it to false.")
-    for key in ("entropy_coef", "target_kl"):
-        if name == "tpo" and (value := getattr(config.algorithm, key)):
-            raise UserError(f"algorithm.{key} is {value}, which TPO does not use; set it to 0.")
     if critic == "separate" and config.policy.quantize == "int8":
         raise UserError("policy.critic=separate cannot share weights of policy.quantize=int8; use nf4 or none.")
     if config.experience.end_at_success and (name != "ppo" or config.env.backend == "gpu"):

@@ -115,6 +115,8 @@ def base_of(cfg: Config) -> Config:
 def claim_settings(folder: Path, cfg: Config, may_change: tuple[str, ...]) -> None:
     """The same for the settings alone."""
     written = folder / "config.yaml"
+    if cfg.optim.schedule == "cosine":  # the rate falls to zero at the last iteration: another end is another rate
+        may_change = tuple(key for key in may_change if key != "trainer.iterations")
     if written.is_file():
         changed = [c for c in config.differences(cfg, written.read_text()) if not c.startswith(may_change)]
         if changed:

@@ -57,7 +57,7 @@ def train(cfg: Config, folder: Path) -> None:
     check(cfg)
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
-    at_its_end = checkpoint is not None and (cfg.trainer.patience or iterations(checkpoint) >= cfg.trainer.iterations)
+    at_its_end = checkpoint is not None and iterations(checkpoint) >= last_iteration(cfg, checkpoint)
     if (folder / "adapter").is_dir() and at_its_end:
         cli.console.print(f"{folder.name}: already finished ({folder / 'adapter'}).")
         return
@@ -74,7 +74,7 @@ def train(cfg: Config, folder: Path) -> None:
 def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule) -> bool:
     """Train to the last iteration, from the newest checkpoint if there is one; true on the first process."""
     checkpoint = newest_checkpoint(folder / "checkpoints")
-    trainer = build_trainer(cfg, folder)
+    trainer = build_trainer(cfg, folder, last_iteration(cfg, checkpoint))
     if trainer.is_global_zero:
         cli.console.print(f"{folder.name}: {learning(module):,} weights learn; {amount(cfg)}.")
     with alone(folder, trainer.is_global_zero):
@@ -90,7 +90,7 @@ def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule)
     return trainer.is_global_zero
 
 
-def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
+def build_trainer(cfg: Config, folder: Path, last: int) -> L.Trainer:
     """Lightning's Trainer: one epoch is one iteration; two newest checkpoints are kept."""
     import lightning as L
     import torch
@@ -125,7 +125,7 @@ def build_trainer(cfg: Config, folder: Path) -> L.Trainer:
         devices=devices,
         strategy=DDPStrategy(forward_sync_buffers=False) if devices > 1 else "auto",  # buffers never change
         precision="32-true",  # trainer.precision is that of the frozen base; adapters and RL scalars stay float32
-        max_epochs=t.iterations,
+        max_epochs=last,
         accumulate_grad_batches=cfg.optim.accumulate,
         gradient_clip_val=cfg.optim.grad_clip,
         check_val_every_n_epoch=t.eval_every or None,
@@ -177,6 +177,18 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def iterations(checkpoint: Path) -> int:
     """How many iterations a checkpoint has behind it."""
     return int(checkpoint.stem.removeprefix("iteration")) + 1
+
+
+def last_iteration(cfg: Config, checkpoint: Path | None) -> int:
+    """How many iterations a stage has: `trainer.iterations`, or fewer where its patience came to an end before."""
+    if checkpoint is None or not cfg.trainer.patience:
+        return cfg.trainer.iterations
+    import torch
+
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+    (stopping,) = (found for name, found in state.items() if name.startswith("EarlyStopping"))
+    ended = stopping["wait_count"] >= cfg.trainer.patience
+    return min(iterations(checkpoint), cfg.trainer.iterations) if ended else cfg.trainer.iterations
 
 
 if __name__ == "__main__":

@@ -78,6 +78,11 @@ class PolicyModule(L.LightningModule):
             found = cast(Tensor, self.all_gather(kl.detach()))
             self.stopped = bool((found.isfinite() & (found > limit)).any())
 
+    def no_gradient(self) -> Tensor:
+        """A loss of zero that reaches every weight: several processes have to agree which ones get gradients."""
+        weights = (*self.policy.adapter_parameters(), *self.policy.critic_parameters())
+        return 0.0 * cast(Tensor, sum(weight.sum() for weight in weights))
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's size before it is clipped; skip a step that is not wanted, empty or not finite.
 

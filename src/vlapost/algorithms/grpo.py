@@ -78,6 +78,8 @@ class GRPO(RolloutModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """One minibatch of the current rollout."""
         a, size = self.algorithm, len(batch)
+        if self.stopped:
+            return self.no_gradient()
         new = self.policy.evaluate(batch.observation, batch.action_tokens, self.temperature)
         policy = clipped_surrogate(new.logprob, batch.logprob, batch.advantage, a.clip, a.ratio)
         entropy = new.entropy.mean()

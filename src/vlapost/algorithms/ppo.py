@@ -107,6 +107,8 @@ class PPO(RolloutModule):
         a, size = self.algorithm, len(batch)
         if isinstance(batch, DemoBatch):
             return self._imitate(batch)
+        if self.stopped:
+            return self.no_gradient()
         new = self.policy.evaluate(batch.observation, batch.action_tokens, self.temperature)
         policy = clipped_surrogate(new.logprob, batch.logprob, batch.advantage, a.clip, a.ratio)
         value_loss = clipped_value_loss(new.value, batch.value, batch.return_, a.value_clip, a.huber_delta)
@@ -130,9 +132,7 @@ class PPO(RolloutModule):
 
     def _imitate(self, batch: DemoBatch) -> Tensor:
         """Behaviour cloning, as in SFT. With several processes the critic needs gradients too: zeros."""
-        policy = self.policy
-        logits = policy.action_logits(batch.observation, batch.action_tokens)
+        logits = self.policy.action_logits(batch.observation, batch.action_tokens)
         loss = token_cross_entropy(logits, batch.action_tokens, self.algorithm.soft_targets)
         self.log("train/imitation_loss", loss.detach(), batch_size=len(batch))
-        nothing = sum(p.sum() for p in (*policy.adapter_parameters(), *policy.critic_parameters()))
-        return self.algorithm.imitation_coef * loss + 0.0 * nothing
+        return self.algorithm.imitation_coef * loss + self.no_gradient()

@@ -81,6 +81,8 @@ def _episodes(
             observation = policy.see(observation)
             output = policy.act(observation, gumbel_noise(len(observation), generator), temperature)
             action = policy.decode(output.action_tokens)
+            if action.is_cuda:
+                torch.cuda.synchronize()  # who waits for the actions is not simulating
         steps["image"].append(observation.image)
         instruction.append(observation.instruction)
         for name in ("patches", "state"):
@@ -93,7 +95,8 @@ def _episodes(
         if another is not None:
             done = done | step.metrics.success.cpu()
         ends = torch.ones_like(done) if t == env.steps else done
-        finished.append(Metrics(*(getattr(step.metrics, name).cpu()[ends] for name in MEASURES)))
+        if bool(ends.any()):
+            finished.append(Metrics(*(getattr(step.metrics, name).cpu()[ends] for name in MEASURES)))
         observation = step.observation
         if another is not None and t < env.steps and bool(done.any()):
             which = done.nonzero()[:, 0]

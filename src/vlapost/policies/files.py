@@ -123,14 +123,20 @@ def refuse_pickles(folder: Path, wanted: str) -> None:
         )
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write one safetensors file.
+def read_notes(path: Path) -> dict[str, str]:
+    """What `write_tensors` has noted in a safetensors file that can be read."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
+    """Write one safetensors file, with notes about what it holds.
 
     Raises:
         OSError: with the system's number (ENOSPC on a full disk) and `path`; safetensors itself hides them in a text.
     """
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt"} | (notes or {}))
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

@@ -47,9 +47,9 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
     for part in policy.networks():
         recompute(part, cfg.recompute)
     if cfg.adapter and policy.value_head is not None:
-        load_value_head(policy.value_head, folder)
+        load_value_head(policy.value_head, folder, cfg.critic)
         if policy.critic_network is not None and (folder / CRITIC_ADAPTER).is_file():
-            lora.load_adapters(policy.critic_network, folder / CRITIC_ADAPTER)
+            lora.load_adapters(policy.critic_network, folder / CRITIC_ADAPTER, shared=network)
     return policy
 
 

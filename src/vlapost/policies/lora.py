@@ -102,8 +102,10 @@ def adapter_sizes(folder: Path) -> tuple[int, int]:
     return settings["r"], settings["lora_alpha"]
 
 
-def load_adapters(network: OpenVLA, path: Path) -> None:
+def load_adapters(network: OpenVLA, path: Path, shared: OpenVLA | None = None) -> None:
     """Copy the adapter weights of a file into a network that has adapters of the same rank.
+
+    `shared`: a network whose weights are to stay; where `network` has the same ones, the file must hold them.
 
     Raises:
         UserError: a file is missing, truncated or a pickle, or a tensor is missing or does not fit.
@@ -121,9 +123,16 @@ def load_adapters(network: OpenVLA, path: Path) -> None:
             f"{path} does not fit the checkpoint: {len(wrong)} tensors differ, first '{wrong[0]}'; "
             "was the adapter trained on another model?"
         )
+    kept = {id(p) for p in shared.parameters()} if shared is not None else set()
+    if any(id(p) in kept and not torch.equal(p.cpu(), found[name]) for name, p in wanted.items()):
+        raise UserError(
+            f"{path} has image encoders of its own, which policy.train_vision=false would share with the policy; set "
+            "policy.train_vision=true, or delete the file and the value head beside it to start with a new critic."
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(found[name])
+            if id(parameter) not in kept:
+                parameter.copy_(found[name])
 
 
 def used(tensors: dict[str, Tensor], unused: list[str]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from vlapost.policies.hub import name_of
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
-from vlapost.policies.value_head import VALUE_HEAD, ValueHead, critic_input, critic_width
+from vlapost.policies.value_head import ValueHead, critic_input, critic_width, save_value_head
 
 CRITIC_ADAPTER = "critic_adapter.safetensors"
 
@@ -265,8 +265,7 @@ def save_policy(policy: OpenVLAPolicy, folder: Path | str) -> None:
         if policy.critic_network is not None:
             write_tensors(lora.adapter_state(policy.critic_network), new / CRITIC_ADAPTER)
         if policy.value_head is not None:
-            head = policy.value_head.state_dict(prefix="value_head.")
-            write_tensors({name: tensor.cpu() for name, tensor in head.items()}, new / VALUE_HEAD)
+            save_value_head(policy.value_head, new, policy.critic)
 
 
 def second_network(network: OpenVLA) -> OpenVLA:

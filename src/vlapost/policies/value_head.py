@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlapost.config import UserError
 from vlapost.contracts import ACTION_DIM, STATE_DIM
-from vlapost.policies.files import read_tensors
+from vlapost.policies.files import read_notes, read_tensors, write_tensors
 
 VALUE_HEAD, TRAINING_STATE = "value_head.safetensors", "training_state.pt"
 
@@ -54,18 +54,30 @@ class ValueHead(nn.Module):
         return self.head_l3(x).squeeze(-1)
 
 
-def load_value_head(head: ValueHead, folder: Path) -> None:
-    """Give a critic the weights that lie beside an adapter; without any it stays as it is.
+def save_value_head(head: ValueHead, folder: Path, critic: str) -> None:
+    """Write a critic of the kind `policy.critic` beside an adapter."""
+    tensors = {name: tensor.cpu() for name, tensor in head.state_dict(prefix="value_head.").items()}
+    write_tensors(tensors, folder / VALUE_HEAD, {"critic": critic})
+
+
+def load_value_head(head: ValueHead, folder: Path, critic: str) -> None:
+    """Give a critic of the kind `critic` the weights that lie beside an adapter; without any it stays as it is.
 
     Ours are in value_head.safetensors; the study's are in training_state.pt under 'vh' (beside optimiser states, which
     are not read). That file is a pickle: it is read with `weights_only`, which makes tensors and runs nothing.
 
     Raises:
-        UserError: the file is damaged, holds more than tensors, or does not fit the checkpoint.
+        UserError: the file is damaged, holds more than tensors, a critic of another kind, or does not fit the
+            checkpoint.
     """
     path = folder / VALUE_HEAD
     if path.is_file():
         found = {name.removeprefix("value_head."): tensor for name, tensor in read_tensors(path).items()}
+        if (kind := read_notes(path).get("critic", critic)) != critic:
+            raise UserError(
+                f"{path} is a critic of the kind {kind}, but policy.critic is {critic}; set policy.critic={kind}, or "
+                "delete the file to start with a new critic."
+            )
     elif (path := folder / TRAINING_STATE).is_file():
         found = _from_training_state(path)
     else:
