@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -50,13 +51,40 @@ import sys
 from pathlib import Path
 
 from test_train import build_experience, build_module, build_policy, noise_feed, settings, train
+from vlapost.policies.policy import save_policy
 
-tiny, folder, *words = sys.argv[1:]
-cfg = settings("sft", words, Path(tiny), 1)
+name, tiny, folder, *words = sys.argv[1:]
+cfg = settings(name, words, Path(tiny), 1)
 policy = build_policy(cfg)
 module = build_module(cfg, policy)
-train.fit(cfg, Path(folder), module, build_experience(cfg, policy, module, lambda: noise_feed(cfg, policy)))
+if train.fit(cfg, Path(folder), module, build_experience(cfg, policy, module, lambda: noise_feed(cfg, policy))):
+    save_policy(policy, Path(folder) / "adapter")
 """
+
+
+def fit(name: str, tiny: Path, folder: Path, words: list[str]) -> None:
+    """Train one iteration on random pictures in as many processes as the words say."""
+    (folder.parent / "fit.py").write_text(TRAIN)
+    child = subprocess.run(
+        [sys.executable, folder.parent / "fit.py", name, tiny, folder, "trainer.accelerator=cpu", *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_two_processes_learn_what_one_does_with_minibatches_twice_as_large(name: str, tiny: Path, tmp_path: Path):
+    """PPO's imitation, which gives the critic no gradient but zeros."""
+    words = ["trainer.eval_every=0", "experience.schedule=[demos]", "experience.demo_steps=3", "optim.lr=1e-2"]
+    words += ["experience.rounds=1", "policy.train_vision=true"]
+    for devices, batch in ((1, 4), (2, 2)):
+        sizes = [f"trainer.devices={devices}", f"optim.batch_size={batch}"]
+        fit(name, tiny, tmp_path / str(devices), [*words, *sizes])
+    one, two = (load_file(tmp_path / f"{devices}/adapter/adapter_model.safetensors") for devices in (1, 2))
+    assert all(tensor.any() for tensor in one.values())  # B began at zero: everything has moved
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], atol=2e-4, rtol=1e-3)
 
 
 def test_processes_may_have_unequally_many_minibatches_to_look_at(tiny: Path, tmp_path: Path):
@@ -64,15 +92,9 @@ def test_processes_may_have_unequally_many_minibatches_to_look_at(tiny: Path, tm
     from test_train import build_policy, noise_feed, settings
     from vlapost.algorithms.base import token_cross_entropy
 
-    words = ["trainer.devices=2", "trainer.accelerator=cpu", "optim.batch_size=1", "experience.demo_steps=2"]
+    words = ["trainer.devices=2", "optim.batch_size=1", "experience.demo_steps=2"]
     words = [*words, "demos.held_out=3", "trainer.eval_every=1", "trainer.eval_episodes=0", "optim.lr=0"]
-    (tmp_path / "two.py").write_text(TRAIN)
-    child = subprocess.run(
-        [sys.executable, tmp_path / "two.py", tiny, tmp_path / "sft", *words],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
+    fit("sft", tiny, tmp_path / "sft", words)
     cfg = settings("sft", words, tiny, 1)
     policy = build_policy(cfg)
     batch = noise_feed(cfg, policy).make(torch.arange(9, 12), None)
