@@ -529,6 +529,16 @@ def test_episodes_of_which_a_filter_keeps_nothing(tmp_path: Path) -> None:
         DemoDataset(into, "drop", 0.01, 0.06, 1)
 
 
+def test_an_import_writes_the_ranges_of_its_actions(tmp_path: Path) -> None:
+    for number in range(2):
+        write_npz(tmp_path / "given", number)
+    import_all(tmp_path / "theirs", "from=npz", f"source={tmp_path / 'given'}", "demos.filter=none")
+    entry = json.loads((tmp_path / "theirs/dataset_statistics.json").read_text())["theirs"]
+    actions = DemoDataset(tmp_path / "theirs", "none", 0.01, 0.06).actions.double().numpy()
+    np.testing.assert_allclose(entry["action"]["q99"], np.quantile(actions, 0.99, axis=0))
+    assert (entry["num_trajectories"], entry["num_transitions"]) == (2, len(actions))
+
+
 def test_two_sources_in_one_folder(tmp_path: Path) -> None:
     """As the study's warm-up set: some of the planner's, then some of another policy's."""
     theirs, mixed = tmp_path / "theirs", tmp_path / "mixed"

@@ -24,7 +24,7 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import DemoBatch, GroundedBatch, Observation, RolloutBatch
 from vlapost.experience.datamodule import DemoFeed
 from vlapost.policies.load import load_full_policy
-from vlapost.policies.policy import OpenVLAPolicy
+from vlapost.policies.policy import OpenVLAPolicy, save_policy
 from vlapost.policies.tiny import write_tiny
 
 PPO = [
@@ -406,6 +406,31 @@ def test_statistics_that_are_not_there_burn_no_name(tiny: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"policy\.unnorm_key 'bridge' is not in .*; there are: world"):
         runs.claim(tmp_path / "run", settings("ppo", [*PPO, "policy.unnorm_key=bridge"], tiny, 1))
     assert not (tmp_path / "run").exists()
+
+
+def test_statistics_of_ones_own_stay_with_the_adapter(tiny: Path, tmp_path: Path):
+    ranges = {"action": {"q01": [-0.5] * 7, "q99": [0.5] * 7, "mask": [True] * 6 + [False]}}
+    own = [*SFT, f"policy.statistics={tmp_path}", "policy.unnorm_key=theirs"]
+    with pytest.raises(UserError, match=r"policy\.statistics=.* holds no dataset_statistics\.json"):
+        runs.known_key(settings("sft", own, tiny, 1))
+    (tmp_path / "dataset_statistics.json").write_text(json.dumps({"theirs": ranges}))
+    cfg = settings("sft", own, tiny, 1)
+    runs.known_key(cfg)
+    policy = build_policy(cfg)
+    assert policy.decode(torch.full((1, 7), 254))[0, 3] == pytest.approx(0.5, abs=0.01)
+    save_policy(policy, tmp_path / "adapter")
+    later = settings("sft", [*SFT, "policy.unnorm_key=theirs", f"policy.adapter={tmp_path}/adapter"], tiny, 1)
+    runs.known_key(later)
+    assert build_policy(later).decode(torch.full((1, 7), 254))[0, 3] == pytest.approx(0.5, abs=0.01)
+
+
+def test_actions_that_the_base_cannot_say_are_told(tiny: Path):
+    """The small model's range is 3 cm and 0.2 rad; the gripper has none."""
+    actions = torch.zeros(10, 7)
+    actions[:2, 0], actions[:1, 1], actions[:9, 5], actions[:, 6] = 0.05, -0.05, -0.4, 5.0
+    ranges = build_policy(settings("sft", SFT, tiny, 1)).actions
+    assert ranges.lost(actions) == "x 20%, yaw 90%"
+    assert ranges.lost(actions[9:]) == ""
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tiny: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -41,7 +42,8 @@ def build_policy(config: Config, device: str = "cpu") -> OpenVLAPolicy:
     p = config.policy
     torch.manual_seed(config.seed)  # of new adapters and critics
     dtype = torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
-    located = replace(p, checkpoint=str(locate(p.checkpoint, ROOT)), adapter=str(ROOT / p.adapter) if p.adapter else "")
+    statistics, adapter = (str(ROOT / place) if place else "" for place in (p.statistics, p.adapter))
+    located = replace(p, checkpoint=str(locate(p.checkpoint, ROOT)), statistics=statistics, adapter=adapter)
     return load_policy(located, device, dtype)
 
 
@@ -139,6 +141,11 @@ def demo_feed(config: Config, policy: OpenVLAPolicy) -> DemoFeed:
     """Minibatches of the stored demonstrations."""
     demos = open_demos(config)
     tokens = policy.encode(demos.actions)
+    if os.environ.get("LOCAL_RANK", "0") == "0" and (lost := policy.actions.lost(demos.actions)):
+        console.print(
+            f"{config.demos.path}: many actions lie outside of the 1 to 99 % range of policy.unnorm_key="
+            f"{config.policy.unnorm_key} and are cut to it ({lost}); docs/exchange.md says how to learn with their own."
+        )
 
     def make(index: Tensor, generator: torch.Generator | None) -> DemoBatch:
         observation = Observation(*demos.observation(index))

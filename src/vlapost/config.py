@@ -60,7 +60,13 @@ __all__ = [
 ]
 
 
-PATHS = (("policy", "checkpoint"), ("policy", "adapter"), ("demos", "path"), ("grounding", "path"))  # ~ is expanded
+PATHS = (
+    ("policy", "checkpoint"),
+    ("policy", "adapter"),
+    ("policy", "statistics"),
+    ("demos", "path"),
+    ("grounding", "path"),
+)  # ~ is expanded
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:

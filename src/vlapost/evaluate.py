@@ -210,9 +210,22 @@ def identity(c: Config) -> str:
     env = replace(c.env, num_envs=0 if by_itself else c.env.num_envs, assets=exact_edition(c.env.assets))
     env_text = OmegaConf.to_yaml(OmegaConf.structured(env))
     precision = c.trainer.precision + (c.policy.quantize if c.policy.quantize != "none" else "")
-    actor = f"{c.policy.unnorm_key} {precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else _source(c)
+    key = c.policy.unnorm_key + (f" {statistics_fingerprint(c)}" if c.policy.statistics else "")
+    actor = f"{key} {precision} {fingerprint(c)}" if c.evaluation.actor == "policy" else _source(c)
     decisive = f"{env_text} {short(c)} {c.seed} {actor}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
+
+
+def statistics_fingerprint(c: Config) -> str:
+    """The same of the action statistics in `policy.statistics`.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = ROOT / c.policy.statistics / "dataset_statistics.json"
+    if not path.is_file():
+        raise UserError(f"policy.statistics={c.policy.statistics} holds no {path.name}; make import-demos writes one.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _source(c: Config) -> str:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT, Config, UserError
+from vlapost.evaluation.summary import write_json
 
 if TYPE_CHECKING:
     from vlapost.exchange.folder import ImportWriter, Source
@@ -61,9 +62,20 @@ def run(words: list[str]) -> None:
         if not entry.finished:
             bring_in(c, entry, writer)
             finish(folder, entry)
+        write_statistics(c, folder)
         cli.console.print(report(folder, c.demos.skip_corrupt))
     finally:
         writer.close()
+
+
+def write_statistics(c: Config, folder: Path) -> None:
+    """The ranges of all actions of the folder, under its name, for `policy.statistics`."""
+    from vlapost.experience.demos import DemoDataset
+    from vlapost.policies.checkpoint import STATISTICS
+
+    d = c.demos
+    data = DemoDataset(folder, d.filter, d.min_translation, d.min_rotation, skip_corrupt=d.skip_corrupt)
+    write_json(folder / STATISTICS, {folder.name: data.statistics()})
 
 
 def last(words: list[str], prefix: str) -> str:

@@ -95,16 +95,18 @@ def known_key(cfg: Config) -> None:
     """Make sure that the base has the action statistics `policy.unnorm_key`.
 
     Raises:
-        UserError: it has others; the sentence names them.
+        UserError: it has others; the sentence names them. Or `policy.statistics` has none at all.
     """
     from vlapost.policies.action_tokens import ActionTokens
     from vlapost.policies.checkpoint import read_config, statistics_of
     from vlapost.policies.hub import locate
 
-    base, adapter = locate(cfg.policy.checkpoint, config.ROOT), config.ROOT / cfg.policy.adapter
-    ActionTokens(
-        statistics_of(read_config(base), base, *([adapter] if cfg.policy.adapter else [])), cfg.policy.unnorm_key
-    )
+    p = cfg.policy
+    if p.statistics:
+        evaluate.statistics_fingerprint(cfg)
+    base = locate(p.checkpoint, config.ROOT)
+    others = [config.ROOT / place for place in (p.statistics, p.adapter) if place]
+    ActionTokens(statistics_of(read_config(base), base, *others), p.unnorm_key)
 
 
 def base_of(cfg: Config) -> Config:

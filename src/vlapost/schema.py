@@ -39,6 +39,7 @@ class PolicyConfig:
     checkpoint: str
     adapter: str
     unnorm_key: str
+    statistics: str
     lora_rank: int
     lora_alpha: int
     train_vision: bool

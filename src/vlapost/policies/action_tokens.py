@@ -18,6 +18,8 @@ from vlapost.contracts import ACTION_BINS, ACTION_DIM
 
 FIRST_ID, LAST_ID = 31744, 31999
 GRIPPER = 6
+NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+MOST_LOST = 0.1  # 0.02 of what the statistics are of; `merge` joins small steps to larger ones
 
 
 def bin_centres() -> np.ndarray:
@@ -73,3 +75,9 @@ class ActionTokens(nn.Module):
         normalised = np.clip(np.where(self.scaled, scaled, raw), -1.0, 1.0)
         bins = np.digitize(normalised, np.linspace(-1.0, 1.0, ACTION_BINS)) - 1
         return torch.from_numpy(bins).to(action.device)
+
+    def lost(self, action: Tensor) -> str:
+        """In words, of which dimensions more than `MOST_LOST` of the actions `[B, A]` lie outside q01..q99."""
+        raw = action.double().numpy()
+        shares = ((raw < self.low) | (raw > self.high)).mean(0) * self.scaled
+        return ", ".join(f"{name} {share:.0%}" for name, share in zip(NAMES, shares) if share > MOST_LOST)

@@ -41,7 +41,8 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
         lora.load_adapters(network, folder / lora.WEIGHTS)
     if not cfg.train_vision:
         network.vision_backbone.requires_grad_(False)
-    statistics = statistics_of(network.config, source, *([folder] if cfg.adapter else []))
+    others = [Path(place) for place in (cfg.statistics, cfg.adapter) if place]
+    statistics = statistics_of(network.config, source, *others)
     policy = OpenVLAPolicy(network, source, statistics, cfg.unnorm_key, cfg.critic)
     policy.graphs = Graphs() if cfg.cuda_graph else None
     for part in policy.networks():
