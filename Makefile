@@ -2,10 +2,22 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor demos pretrain train-sft train-stage train-ppo train-grpo train-tpo evaluate tensorboard test check format benchmark clean learning-curve sft-scaling study generalization gallery export memory benchmark-policy benchmark-storage benchmark-reading replay import-demos export-demos check-lerobot
 
-# A setting given as a variable of make would be dropped without a word.
-VARIABLES := ARGS N FROM SOURCE OUT CKPT AGAINST FIG CONF PORT LEROBOT PYTHON
-$(foreach v,$(filter-out $(VARIABLES) MAKE%,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $v))),$(error \
-	$v=... is no variable of this Makefile; settings follow ARGS: make $(MAKECMDGOALS) ARGS="$v=$($v)")))
+# A setting given as a variable of make, or a variable to a target that does not read it, would be dropped without a word.
+READS_N := demos
+READS_FROM := import-demos
+READS_SOURCE := import-demos
+READS_OUT := export export-demos
+READS_CKPT := evaluate generalization export
+READS_AGAINST := evaluate generalization
+READS_FIG := study
+READS_CONF := train-stage train-ppo train-grpo train-tpo learning-curve
+READS_PORT := tensorboard
+READS_LEROBOT := check-lerobot
+READS_ARGS := $(MAKECMDGOALS)
+READS_PYTHON := $(MAKECMDGOALS)
+$(foreach v,$(filter-out MAKE%,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $v))),$(if $(READS_$v),\
+	$(foreach goal,$(filter-out $(READS_$v),$(MAKECMDGOALS)),$(error make $(goal) does not read $v; see make help)),$(error \
+	$v=... is no variable of this Makefile; settings follow ARGS: make $(MAKECMDGOALS) ARGS="$v=$($v)"))))
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -55,8 +67,8 @@ train-grpo: $(INSTALLED)  ## The same with GRPO: no critic, groups of episodes f
 train-tpo: $(INSTALLED)  ## The same with TPO: preferences between whole episodes
 	@$(PYTHON) -m vlapost.recipe $(or $(CONF),tpo) $(ARGS)
 
-learning-curve: $(INSTALLED)  ## PPO for 400,000 steps, evaluated on seen and unseen objects (hours; resumable)
-	@$(PYTHON) -m vlapost.curve $(ARGS)
+learning-curve: $(INSTALLED)  ## RL for 400,000 steps, evaluated on seen and unseen objects (hours; resumable)
+	@$(PYTHON) -m vlapost.curve $(CONF) $(ARGS)
 
 sft-scaling: $(INSTALLED)  ## SFT on 140 to 16,000 demonstrations, on seen and unseen objects (hours; resumable)
 	@$(PYTHON) -m vlapost.scaling $(ARGS)
@@ -73,7 +85,7 @@ generalization: $(INSTALLED)  ## All 16 setups of the benchmark: CKPT=adapter [A
 export: $(INSTALLED)  ## Merge an adapter into its base, in OpenVLA's layout: CKPT=adapter OUT=new folder
 	@$(PYTHON) -m vlapost.export $(if $(CKPT),policy.adapter=$(CKPT)) $(if $(OUT),out=$(OUT)) $(ARGS)
 
-memory: $(INSTALLED)  ## What a recipe needs in memory, by arithmetic: ARGS="policy.checkpoint=openvla/openvla-7b"
+memory: $(INSTALLED)  ## What a stage needs in memory, by arithmetic: ARGS="sft policy.checkpoint=openvla/openvla-7b"
 	@$(PYTHON) -m vlapost.memory $(ARGS)
 
 gallery: $(INSTALLED)  ## Pictures of every setup and asset: ARGS="env.assets=paper"

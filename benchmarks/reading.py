@@ -3,7 +3,7 @@
 One process, then two at once, open the first demonstrations of demos.path (collected if they are not there) and read
 minibatches of samples drawn at random from all of them. Prints the size on disk, the seconds to open, samples per
 second, and the memory of a process that is not mapped from files: before opening, after it, and after each round of
-reading, which must not make it grow. Writes docs/results/reading.json.
+reading, which must not make it grow. Writes lightning_logs/benchmark/reading.json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(words: list[str]) -> None:
         memory_of = (f"{row[key]:.2f}" for key in ("gib_before", "gib_open"))
         table.add_row(str(number), f"{row['open_s']:.1f}", f"{row['samples_per_s']:.0f}", *memory_of, rounds)
     cli.console.print(table)
-    path = ROOT / "docs/results/reading.json"
+    path = ROOT / "lightning_logs/benchmark/reading.json"
     about = {"machine": machine(), "demonstrations": cfg.demos.episodes, "shards": len(files), "bytes": size}
     about |= {"image_size": list(cfg.env.image_size), "minibatch": SIZE, "minibatches": MINIBATCHES}
     write_json(path, {**about, "processes": found})

@@ -3,7 +3,7 @@
 The first demonstrations of demos.path (collected if they are not there) are written in each format from decoded
 pictures and read back one random step at a time, picture and action, by one process and by two at once, from warm
 caches; every reader's pictures are compared with what was written. Medians of five. Prints a table and writes
-docs/results/storage.json.
+lightning_logs/benchmark/storage.json.
 
     ours           Arrow IPC, lossless WebP, SHA-256 per shard
     hdf5           h5py, a group per demonstration, the same WebP bytes (of which HDF5 can keep no checksum)
@@ -76,7 +76,7 @@ def run(words: list[str]) -> None:
             f"{one['open_ms']:.1f}",
         )
     cli.console.print(table)
-    path = ROOT / "docs/results/storage.json"
+    path = ROOT / "lightning_logs/benchmark/storage.json"
     about = {
         "machine": machine(),
         "image_size": list(meta.image_size),

@@ -50,6 +50,10 @@ def test_a_setting_given_as_a_variable_of_make_is_refused() -> None:
     wrong = dry("train-ppo", "run=mine")
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert 'settings follow ARGS: make train-ppo ARGS="run=mine"' in wrong.stderr
+    for goal, word in (("train-sft", "N=1000"), ("train-ppo", "CKPT=x"), ("memory", "CONF=grpo"), ("test", "PORT=1")):
+        wrong = dry(goal, word)
+        assert wrong.returncode == 2 and f"make {goal} does not read {word.split('=')[0]}" in wrong.stderr
+    assert "vlapost.curve grpo" in dry("learning-curve", "CONF=grpo").stdout
     assert (
         "policy.adapter=mine against=theirs seed=1"
         in dry("evaluate", "CKPT=mine", "AGAINST=theirs", "ARGS=seed=1").stdout

@@ -1,8 +1,8 @@
 """Contact sheets of the benchmark: `python -m vlapost.gallery [key=value ...]`, or `make gallery`.
 
-Writes setups-<pack>.jpg, five episodes of every setup as the policy sees them at the start (the last two of the
-reposition setup after the object was moved), and assets-<pack>.jpg, every body, table and texture: of generated
-packs to docs/img, of the paper's, whose pictures are not ours to hand on, to lightning_logs/gallery.
+Writes to lightning_logs/gallery: setups-<pack>.jpg, five episodes of every setup as the policy sees them at the start
+(the last two of the reposition setup after the object was moved), and assets-<pack>.jpg, every body, table and texture.
+docs/img holds those of the generated packs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ def run(words: list[str]) -> None:
     """Draw both sheets."""
     c = config.load(*cli.parse(words, "base"))
     from vlapost.assets.gallery import contact_sheet
-    from vlapost.assets.pack import GENERATED, open_pack
-
-    folder = ROOT / ("docs/img" if c.env.assets in GENERATED else "lightning_logs/gallery")
+    from vlapost.assets.pack import open_pack
 
     for name, sheet in (("setups", setups_sheet(c)), ("assets", contact_sheet(open_pack(c.env.assets)))):
-        write(folder / f"{name}-{c.env.assets}.jpg", sheet)
+        write(ROOT / f"lightning_logs/gallery/{name}-{c.env.assets}.jpg", sheet)
 
 
 def setups_sheet(c: Config) -> Picture:

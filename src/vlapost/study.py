@@ -6,7 +6,7 @@ is skipped, so the same command continues an interrupted study; it keeps the set
 to all cells, where those of a recipe go; `seeds=[0]` and `only=[h0]` take fewer seeds and cells.
 
 Writes lightning_logs/study-<FIG>/ (or <run>/, with `run=`): a folder per cell and seed, study.json and study.png
-(study-some.* with `only`).
+(study-some.* of fewer cells or seeds).
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def run(argv: list[str]) -> None:
     for place, cfg in claims.items():
         claim(place, cfg, MAY_CHANGE)
     perform(folder, list(stages.values()))
-    draw(folder, study, runs, "study-some" if study.only else "study")
+    whole = not study.only and set(study.seeds) >= set(load(figure, []).seeds)
+    draw(folder, study, runs, "study" if whole else "study-some")
 
 
 def load(figure: str, overrides: list[str]) -> Study:

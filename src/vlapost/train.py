@@ -111,8 +111,9 @@ def build_trainer(cfg: Config, folder: Path, last: int) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     t = cfg.trainer
     gpus, devices = processes(cfg)
-    if not gpus:
+    if not gpus or ("rollout" in cfg.experience.schedule and cfg.env.backend == "cpu"):
         torch.set_num_threads(1)  # a second thread gains 1.2x at best, a second process nearly 2x
+    if not gpus:
         torch.set_float32_matmul_precision(t.matmul)
         torch.backends.cuda.enable_flash_sdp(False)  # its many small products are slow in oneDNN
     checkpoints = ModelCheckpoint(
