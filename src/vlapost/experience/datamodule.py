@@ -103,10 +103,13 @@ class ExperienceModule(L.LightningDataModule):
         return Minibatches(lambda: self._rollout(generator), self.cut, count, generator)
 
     def val_dataloader(self) -> list[HeldOutEpisodes | HeldOutDemos]:
-        """Held-out episodes of this process, and held-out demonstrations if there are any."""
+        """Held-out episodes of this process, and held-out demonstrations if there are any.
+
+        The last ones of the list: who chooses by them leaves the first, which `make evaluate` reports, as they were.
+        """
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        ids = self.held_out[: self.config.trainer.eval_episodes].tolist()[rank::world]
+        ids = self.held_out[len(self.held_out) - self.config.trainer.eval_episodes :].tolist()[rank::world]
         self.videos = []
         record = self.config.trainer.video_episodes if rank == 0 else 0
         sources: list[HeldOutEpisodes | HeldOutDemos] = [HeldOutEpisodes(self, ids, record)] if ids else []
