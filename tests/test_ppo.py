@@ -101,6 +101,7 @@ def test_imitation_has_its_weight_and_gives_every_weight_a_gradient():
     )
     rules = SimpleNamespace(soft_targets=0.0, imitation_coef=0.25)
     module = SimpleNamespace(policy=policy, algorithm=rules, log=lambda *a, **k: None)
+    module.no_gradient = lambda: PPO.no_gradient(module)  # type: ignore[arg-type]
     batch = DemoBatch(Observation(torch.zeros(2, 2, 2, 3), ("do", "do")), torch.zeros(2, 7, dtype=torch.int64))
     loss = PPO._imitate(module, batch)
     assert loss.item() == pytest.approx(0.25 * math.log(256), rel=1e-6)

@@ -1,4 +1,4 @@
-"""What a stage needs in memory: `python -m vlapost.memory [sft|ppo|...] [key=value ...]`. Nothing is downloaded or loaded.
+"""What a stage needs in memory: `python -m vlapost.memory [sft|ppo|...] [key=value ...]`. Nothing is loaded.
 
     make memory ARGS="ppo policy.checkpoint=openvla/openvla-7b trainer.precision=bf16-true optim.batch_size=8"
 

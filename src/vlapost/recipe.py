@@ -4,7 +4,8 @@ demonstrations -> LoRA warm-up (SFT) -> RL (ppo, grpo or tpo) -> evaluation on h
 of the untrained starting points. Each stage is a process of its own and is skipped once finished, so the same command
 continues an interrupted recipe. Overrides of `algorithm`, `experience`, `optim`, `trainer` and `policy.critic` go to
 the RL stage, all others (and what of `trainer` is of the machine) to every stage; with the prefix `sft.` they go to the
-warm-up alone (`sft.trainer.iterations=5`). `policy.adapter=FOLDER` is an adapter of yours, from which RL starts without a warm-up.
+warm-up alone (`sft.trainer.iterations=5`). `policy.adapter=FOLDER` is an adapter of yours, from which RL starts without
+a warm-up.
 
 Writes lightning_logs/<run>/: sft/, ppo/ (or grpo/, tpo/), evaluation-*/, learning_curve.png, summary.json.
 """
