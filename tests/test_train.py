@@ -445,6 +445,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, t
     assert runs.amount(config.load("sft", ["trainer.devices=1"])) == "1 process, 1,280 samples an iteration"
 
 
+def test_a_process_builds_its_policy_where_it_trains(monkeypatch: pytest.MonkeyPatch, tiny: Path):
+    cfg = settings("ppo", PPO, tiny, 1)
+    on_gpus = replace(cfg, trainer=replace(cfg.trainer, accelerator="auto"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [runs.place(c) for c in (cfg, on_gpus)] == ["cpu", "cuda:0"]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [runs.place(c) for c in (cfg, on_gpus)] == ["cpu", "cuda:1"]
+
+
 def test_in_a_job_of_slurm_we_start_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for name, value in {
         "SLURM_NTASKS": "1",
@@ -454,7 +463,7 @@ def test_in_a_job_of_slurm_we_start_the_processes(monkeypatch: pytest.MonkeyPatc
     }.items():
         monkeypatch.setenv(name, value)
     cfg = config.load("sft", ["trainer.devices=2", "trainer.accelerator=cpu"])
-    strategy = cast(DDPStrategy, train.build_trainer(cfg, tmp_path / "sft").strategy)
+    strategy = cast(DDPStrategy, train.build_trainer(cfg, tmp_path / "sft", 1).strategy)
     assert strategy.cluster_environment is not None and not strategy.cluster_environment.creates_processes_externally
 
 

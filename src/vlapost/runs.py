@@ -30,6 +30,15 @@ def processes(cfg: Config) -> tuple[int, int]:
     return gpus, cfg.trainer.devices or gpus or min(2, os.cpu_count() or 1)
 
 
+def place(cfg: Config) -> str:
+    """The device this process trains on.
+
+    Lightning would move a policy there too. But a base in CPU memory would first be there once for each process, and
+    8-bit weights have to be quantised where they stay.
+    """
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if processes(cfg)[0] else "cpu"
+
+
 def check(*settings: Config) -> None:
     """Refuse sizes that do not fit, those of all trainings of a command before a folder is claimed for one.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vlapost import cli, collect_demos, config
 from vlapost.config import Config, UserError
 from vlapost.disk import alone
-from vlapost.runs import amount, check, claim, keep_processes, processes
+from vlapost.runs import amount, check, claim, keep_processes, place, processes
 
 if TYPE_CHECKING:
     import lightning as L
@@ -65,7 +65,7 @@ def train(cfg: Config, folder: Path) -> None:
     from vlapost.build import build_experience, build_module, build_policy
     from vlapost.policies.policy import save_policy
 
-    policy = build_policy(cfg)
+    policy = build_policy(cfg, place(cfg))
     module = build_module(cfg, policy)
     if fit(cfg, folder, module, build_experience(cfg, policy, module)):
         save_policy(policy, folder / "adapter")
