@@ -95,6 +95,8 @@ def test_two_policies_on_the_same_episodes() -> None:
     assert found["p"] == pytest.approx(2 * 7 / 64)
     assert compare(ours, ours)["ind"]["p"] == 1.0
     assert compare(ours, {"table": [episodes(1)]}) == {}
+    both = compare(ours | {"table": ours["ind"]}, theirs | {"table": ours["ind"]})  # no difference in the second setup
+    assert (both["ind"]["q"], both["table"]["q"]) == pytest.approx((2 * 2 * 7 / 64, 1.0))
 
 
 def test_published_numbers() -> None:

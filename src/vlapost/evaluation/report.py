@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, false_discovery_control
 
 from vlapost.disk import write_text
 from vlapost.evaluation import charts
@@ -84,10 +84,11 @@ def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
 
     Returns:
         {setup: {"ours", "theirs", "difference", "low", "high" (95 %, bootstrapped over episodes), "better", "worse",
-        "p", "n"}} of the setups and episodes both have; p is McNemar's exact test (with several seeds the sign test
-        over episodes).
+        "p", "q", "n"}} of the setups and episodes both have; p is McNemar's exact test (with several seeds the sign
+        test over episodes), q the same adjusted for the number of setups (Benjamini and Hochberg 1995): of those
+        below 0.05, one in twenty is expected to be chance.
     """
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for name in [name for name in ours if name in theirs]:
         mine, other = (_by_episode(results[name], "success_end") for results in (ours, theirs))
         pairs = np.array([(mine[id_], other[id_]) for id_ in mine if id_ in other])
@@ -101,6 +102,8 @@ def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
             "difference": float(difference.mean()), **_interval(np.mean, difference),
             "better": better, "worse": worse, "p": float(p), "n": len(difference),
         }  # fmt: skip
+    for one, q in zip(found.values(), false_discovery_control([one["p"] for one in found.values()]) if found else ()):
+        one["q"] = float(q)
     return found
 
 
