@@ -43,7 +43,7 @@ def minibatches(passes: int = 1, collect_fn=rollout_of) -> Minibatches:
         return r.reward * 2, r.reward * 3
 
     cut = partial(shuffled, advantage=advantage, batch_size=4, passes=passes)
-    return Minibatches(collect_fn, cut, passes * T * E // 4, seeded(0))
+    return Minibatches(collect_fn, cut, passes * T * E // 4, seeded(0), Stopwatch())
 
 
 def test_every_sample_once_per_pass_with_its_own_fields():

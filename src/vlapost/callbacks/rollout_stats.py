@@ -16,6 +16,7 @@ STAGES = {
     "simulation": "physics, rendering, resets",
     "inference": "the policy chooses actions",
     "loading": "waiting for demonstrations",
+    "preparing": "advantages and minibatches; TPO's margins",
     "learning": "forward, backward, update, waiting for the other processes",
     "evaluation": "held-out episodes during training",
 }

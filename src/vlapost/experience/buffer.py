@@ -32,16 +32,26 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 class Minibatches:
-    """One iteration on policy: collect when asked for the first minibatch, then cut the rollout into `count`."""
+    """One iteration on policy: collect when asked for the first minibatch, then cut the rollout into `count`.
 
-    def __init__(self, collect: Callable[[], Rollout], cut: Cut, count: int, generator: torch.Generator):
+    `watch` counts what advantages and the making of minibatches take.
+    """
+
+    def __init__(
+        self, collect: Callable[[], Rollout], cut: Cut, count: int, generator: torch.Generator, watch: Stopwatch
+    ):
         self.collect, self.cut, self.count, self.generator = collect, cut, count, generator
+        self.watch = watch
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[RolloutBatch]:
-        yield from self.cut(self.collect(), self.generator)
+        minibatches = self.cut(self.collect(), self.generator)
+        for _ in range(self.count):
+            with self.watch("preparing"):
+                batch = next(minibatches)
+            yield batch
 
 
 def flatten(rollout: Rollout, advantage_TE: Tensor, return_TE: Tensor) -> RolloutBatch:

@@ -100,7 +100,7 @@ class ExperienceModule(L.LightningDataModule):
         assert self.cut is not None
         generator = seeded(c.seed, iteration, rank)
         count = e.passes * samples(c, self.simulation.steps) // c.optim.batch_size
-        return Minibatches(lambda: self._rollout(generator), self.cut, count, generator)
+        return Minibatches(lambda: self._rollout(generator), self.cut, count, generator, self.watch)
 
     def val_dataloader(self) -> list[HeldOutEpisodes | HeldOutDemos]:
         """Held-out episodes of this process, and held-out demonstrations if there are any.
