@@ -26,8 +26,9 @@ from vlapost.policies.policy import OpenVLAPolicy
 LOWEST, HIGHEST, STILL = 0, 255, 128
 WORDS = [
     "policy.lora_rank=4", "policy.train_vision=false", "trainer.devices=1", "trainer.accelerator=cpu",
-    "trainer.eval_every=0", "env.num_envs=16", "experience.rounds=2", "experience.same_start=8", "optim.batch_size=32",
+    "trainer.eval_every=0", "env.num_envs=16", "optim.batch_size=32",
 ]  # fmt: skip
+RL = ["experience.rounds=2", "experience.same_start=8", "optim.lr=2e-4"]
 SFT = ["optim.lr=3e-3", "optim.warmup_steps=0", "experience.demo_steps=60", "trainer.iterations=1"]
 
 
@@ -102,7 +103,7 @@ def eight_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_rl_finds_out_what_pays(name: str, words: list[str], seed: int, tmp_path: Path):
     shared = [*WORDS, f"seed={seed}"]
-    cfg = config.load(name, [*shared, *words, "optim.lr=2e-4"])
+    cfg = config.load(name, [*shared, *RL, *words])
     policy = build_policy(cfg)
     returns(config.load("sft", [*shared, *SFT]), policy, tmp_path / "sft", shown([LOWEST, HIGHEST]))
     found = returns(cfg, policy, tmp_path / name)
