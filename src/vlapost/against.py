@@ -65,12 +65,11 @@ def episodes(c: Config, place: Path, ids: Sequence[int]) -> list[EpisodeResult]:
 
 def table(found: Mapping[str, Mapping[str, float]], other: str) -> Table:
     """What `evaluation.report.compare` found, to print."""
-    columns = ["setup", "difference", "95 %", "better", "worse", "p (McNemar)", "q (of all setups)"][
-        : 6 + (len(found) > 1)
-    ]
+    chances = {"p": "p (McNemar)"} | ({"q": "q (of all setups)"} if len(found) > 1 else {})
+    columns = ("setup", "difference", "95 %", "better", "worse", *chances.values())
     view = Table(*columns, title=f"Success at end against {other}")
     for name, d in found.items():
         interval = f"{d['low']:+.3f}, {d['high']:+.3f}" if "low" in d else ""
-        chances = [f"{d[key]:.3g}" for key in ("p", "q")[: len(columns) - 5]]
-        view.add_row(name, f"{d['difference']:+.3f}", interval, f"{d['better']}", f"{d['worse']}", *chances)
+        row = (name, f"{d['difference']:+.3f}", interval, f"{d['better']}", f"{d['worse']}")
+        view.add_row(*row, *(f"{d[key]:.3g}" for key in chances))
     return view

@@ -188,8 +188,7 @@ def last_iteration(cfg: Config, checkpoint: Path | None) -> int:
 
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
     (stopping,) = (found for name, found in state.items() if name.startswith("EarlyStopping"))
-    ended = stopping["wait_count"] >= cfg.trainer.patience
-    return min(iterations(checkpoint), cfg.trainer.iterations) if ended else cfg.trainer.iterations
+    return iterations(checkpoint) if stopping["wait_count"] >= cfg.trainer.patience else cfg.trainer.iterations
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
             "difference": float(difference.mean()), **_interval(np.mean, difference),
             "better": better, "worse": worse, "p": float(p), "n": len(difference),
         }  # fmt: skip
-    for one, q in zip(found.values(), false_discovery_control([one["p"] for one in found.values()]) if found else ()):
+    for one, q in zip(found.values(), false_discovery_control([one["p"] for one in found.values()])):
         one["q"] = float(q)
     return found
 

@@ -105,7 +105,7 @@ def adapter_sizes(folder: Path) -> tuple[int, int]:
 def load_adapters(network: OpenVLA, path: Path, shared: OpenVLA | None = None) -> None:
     """Copy the adapter weights of a file into a network that has adapters of the same rank.
 
-    `shared`: a network whose weights are to stay; where `network` has the same ones, the file must hold them.
+    `shared`: a network whose weights must not change; where `network` has the same ones, the file must hold them too.
 
     Raises:
         UserError: a file is missing, truncated or a pickle, or a tensor is missing or does not fit.
@@ -131,8 +131,7 @@ def load_adapters(network: OpenVLA, path: Path, shared: OpenVLA | None = None) -
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
-            if id(parameter) not in kept:
-                parameter.copy_(found[name])
+            parameter.copy_(found[name])
 
 
 def used(tensors: dict[str, Tensor], unused: list[str]) -> dict[str, Tensor]:
