@@ -83,7 +83,7 @@ def returns(cfg: Config, policy: OpenVLAPolicy, folder: Path, feed: DemoFeed | N
         return rollout
 
     data._rollout = rollout  # type: ignore[method-assign]
-    train.fit(cfg, folder, module, data)
+    train.fit(cfg, folder, module, data, None)
     return found
 
 

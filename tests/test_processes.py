@@ -57,7 +57,8 @@ name, tiny, folder, *words = sys.argv[1:]
 cfg = settings(name, words, Path(tiny), 1)
 policy = build_policy(cfg)
 module = build_module(cfg, policy)
-if train.fit(cfg, Path(folder), module, build_experience(cfg, policy, module, lambda: noise_feed(cfg, policy))):
+data = build_experience(cfg, policy, module, lambda: noise_feed(cfg, policy))
+if train.fit(cfg, Path(folder), module, data, None):
     save_policy(policy, Path(folder) / "adapter")
 """
 

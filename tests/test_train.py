@@ -86,7 +86,7 @@ def fit(cfg: Config, folder: Path, cut: bool = False) -> dict[str, torch.Tensor]
             return step(batch, batch_idx)
 
         module.training_step = until_the_cut  # type: ignore[method-assign]
-    assert train.fit(cfg, folder, module, data)
+    assert train.fit(cfg, folder, module, data, train.newest_checkpoint(folder / "checkpoints"))
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -139,7 +139,7 @@ def pretrain(cfg: Config, folder: Path, frozen: bool) -> dict[str, torch.Tensor]
     torch.manual_seed(cfg.seed)
     module = Pretrain(policy, cfg.grounding, cfg.optim, 4, policy.sizes)
     data = build_experience(cfg, policy, module, lambda: grounded_feed(policy))
-    assert train.fit(cfg, folder, module, data)
+    assert train.fit(cfg, folder, module, data, train.newest_checkpoint(folder / "checkpoints"))
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 

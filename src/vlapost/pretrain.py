@@ -22,7 +22,7 @@ from vlapost.import_demos import last
 from vlapost.recipe import measured
 from vlapost.runs import MAY_CHANGE, check, claim_settings
 from vlapost.stages import Stage, perform, process
-from vlapost.train import fit
+from vlapost.train import fit, newest_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +141,7 @@ def pretrain(cfg: Config, start: Path, folder: Path, frozen: bool) -> None:
     torch.manual_seed(cfg.seed)  # of the grounding heads
     module = Pretrain(policy, cfg.grounding, cfg.optim, total_steps(cfg), policy.sizes)
     data = build_experience(cfg, policy, module, lambda: DemoFeed(len(demos), make))
-    if fit(cfg, folder, module, data):
+    if fit(cfg, folder, module, data, newest_checkpoint(folder / "checkpoints")):
         policy.save_full(folder / "openvla-tiny")
 
 

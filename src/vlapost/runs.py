@@ -12,14 +12,16 @@ from vlapost.disk import write_text
 
 # How demonstrations are collected, not which.
 COLLECTING = tuple(f"demos.{key}" for key in ("workers", "part", "parts", "frames", "shard_attempts", "skip_corrupt"))
-# Settings that may differ when a stage is continued: how long, how fast, what is shown; not what is learned. How many
-# processes there are is kept by `keep_processes`, since 0 means another number elsewhere.
-MAY_CHANGE = (
-    *("trainer.iterations", "trainer.snapshot_every", "trainer.video_episodes", "trainer.devices"),
+# Settings that may differ when a command of several stages is continued: how fast, what is shown; not what is learned
+# or measured. How many processes there are is kept by `keep_processes`, since 0 means another number elsewhere.
+HOW = (
+    *("trainer.devices", "trainer.video_episodes"),
     *COLLECTING,
     *("policy.recompute", "policy.cuda_graph"),
-    *("evaluation.", "generalization."),
+    *("evaluation.workers", "evaluation.videos", "generalization."),
 )
+# ... and when a single stage is, which measures nothing: also how long.
+MAY_CHANGE = (*HOW, "trainer.iterations", "trainer.snapshot_every", "evaluation.")
 
 
 def processes(cfg: Config) -> tuple[int, int]:

@@ -33,8 +33,8 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation import charts
 from vlapost.evaluation.summary import percent, write_json
 from vlapost.recipe import series
-from vlapost.runs import base_of, check, claim, processes
-from vlapost.stages import MAY_CHANGE, Stage, evaluation, perform, policy_only, split_words, training
+from vlapost.runs import HOW, base_of, check, claim, processes
+from vlapost.stages import Stage, evaluation, perform, policy_only, split_words, training
 
 FEWEST, GROWTH = 140, 0.62  # N demonstrations are trained on (N / 140)^0.62 times as long
 PROCESSES = 2  # that the iterations are meant for: others take more or fewer, for as many samples
@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
     folder = ROOT / "lightning_logs" / cfg.run
     collect_demos.refuse_parts(cfg)
     check(cfg)
-    claim(folder, cfg, (*MAY_CHANGE, "demos.episodes"))
+    claim(folder, cfg, (*HOW, "demos.episodes"))
     cells = [(size, seed) for size in grid.sizes for seed in grid.seeds]
     adapters = [adapter(cfg.run, label(*one)) for one in cells]
     needs_them = next((path for path in adapters if not path.exists()), adapters[0])
@@ -192,7 +192,7 @@ def cell(run: str, size: int, words: list[str], sets: dict[str, str]) -> list[St
     iterations = -(-iterations // every) * every  # what is evaluated is what was looked at last
     words = [*words, f"demos.episodes={size}"]
     words = [*words, f"trainer.iterations={iterations}", f"run={run}/{name}"]
-    claim(ROOT / "lightning_logs" / run / name, config.load("sft_scaling", words), MAY_CHANGE)
+    claim(ROOT / "lightning_logs" / run / name, config.load("sft_scaling", words), HOW)
     base = config.load("base", split_words(words, run)[0])
     trained: Stage = (f"SFT {name}", adapter(run, name), training("sft_scaling", *words))
     return [trained, *evaluations(base, name, adapter(run, name), sets)]

@@ -14,17 +14,9 @@ from pathlib import Path
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import write_json
-from vlapost.runs import COLLECTING, check, claim
+from vlapost.runs import HOW, check, claim
 
 LEARNING = ("algorithm.", "experience.", "optim.", "trainer.", "policy.critic")
-MAY_CHANGE = (
-    "trainer.devices",
-    "trainer.video_episodes",
-    *COLLECTING,
-    "evaluation.workers",
-    "evaluation.videos",
-    "generalization.",
-)
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.matmul")
 Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it is finished, the work
 
@@ -49,10 +41,10 @@ class Training:
     def begin(self) -> None:
         """Refuse sizes that do not fit, then claim the folders of RL, of the warm-up, if there is one, and `base`'s."""
         check(self.cfg, self.warmup)
-        claim(self.folder, self.cfg, MAY_CHANGE)
+        claim(self.folder, self.cfg, HOW)
         if not self.cfg.policy.adapter:
-            claim(self.folder / "sft", self.warmup, MAY_CHANGE)
-        claim(self.folder / "evaluation", self.base, MAY_CHANGE)
+            claim(self.folder / "sft", self.warmup, HOW)
+        claim(self.folder / "evaluation", self.base, HOW)
 
 
 def plan(name: str, words: list[str]) -> Training:

@@ -27,17 +27,8 @@ from vlapost.config import CONF, ROOT, Config, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.recipe import rollout_curve
-from vlapost.runs import base_of, check, claim
-from vlapost.stages import (
-    MAY_CHANGE,
-    Stage,
-    demonstrations,
-    evaluation,
-    perform,
-    policy_only,
-    split_words,
-    training,
-)
+from vlapost.runs import HOW, base_of, check, claim
+from vlapost.stages import Stage, demonstrations, evaluation, perform, policy_only, split_words, training
 
 
 @dataclass
@@ -89,7 +80,7 @@ def run(argv: list[str]) -> None:
             claims |= its_claims
     check(*claims.values())
     for place, cfg in claims.items():
-        claim(place, cfg, MAY_CHANGE)
+        claim(place, cfg, HOW)
     perform(folder, list(stages.values()))
     whole = not study.only and set(study.seeds) >= set(load(figure, []).seeds)
     draw(folder, study, runs, "study" if whole else "study-some")
@@ -137,7 +128,7 @@ def plan(
     if cell.warm_up:
         warm = config.load("sft", [*warm_up_words, "run=study-warm-up"])
         settings = [
-            d for d in config.differences(warm, "{}") if not d.startswith(MAY_CHANGE) or d.startswith("trainer.devices")
+            d for d in config.differences(warm, "{}") if not d.startswith(HOW) or d.startswith("trainer.devices")
         ]
         settings.append(evaluate.fingerprint(base_of(warm)))
         digest = hashlib.sha256("; ".join(settings).encode()).hexdigest()[:8]

@@ -67,13 +67,12 @@ def train(cfg: Config, folder: Path) -> None:
 
     policy = build_policy(cfg, place(cfg))
     module = build_module(cfg, policy)
-    if fit(cfg, folder, module, build_experience(cfg, policy, module)):
+    if fit(cfg, folder, module, build_experience(cfg, policy, module), checkpoint):
         save_policy(policy, folder / "adapter")
 
 
-def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule) -> bool:
-    """Train to the last iteration, from the newest checkpoint if there is one; true on the first process."""
-    checkpoint = newest_checkpoint(folder / "checkpoints")
+def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule, checkpoint: Path | None) -> bool:
+    """Train to the last iteration, from the beginning or from a checkpoint; true on the first process."""
     trainer = build_trainer(cfg, folder, last_iteration(cfg, checkpoint))
     if trainer.is_global_zero:
         cli.console.print(f"{folder.name}: {learning(module):,} weights learn; {amount(cfg)}.")
