@@ -82,6 +82,15 @@ def test_the_first_successes_are_the_set(collect) -> None:
     assert {name for name in names} < {file.path.name for file in list_shards(folder)}
 
 
+def test_a_folder_that_may_only_be_read_is_enough_where_it_has_enough(collect, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(path.name for path in collect("one", 40).iterdir())
+    monkeypatch.setattr("vlapost.experience.writer.os.access", lambda path, mode: False)  # tests may run as root
+    monkeypatch.setattr("vlapost.experience.writer.hold", lambda *what: pytest.fail("writes"))
+    assert sorted(path.name for path in collect("one", 40).iterdir()) == before
+    with pytest.raises(UserError, match="holds 40 demonstrations of 41, and you may not write there"):
+        collect("one", 41)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_parts_make_together_what_one_process_makes(collect, order: tuple[int, ...]) -> None:
     """In one folder, in whatever order; and in folders of their own that are copied together."""

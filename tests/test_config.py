@@ -58,6 +58,12 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("tpo", ["algorithm.target_kl=0.1"], ["algorithm.target_kl is 0.1", "TPO"]),
         ("grpo", ["algorithm.gamma=0.9"], ["algorithm.gamma is 0.9", "GRPO does not use; leave it 0.99"]),
         ("ppo", ["algorithm.beta=0.2"], ["algorithm.beta is 0.2", "PPO"]),
+        ("ppo", ["algorithm.imitation_coef=0.5"], ["imitation_coef is 0.5", "no demonstrations; leave it 1.0"]),
+        ("grpo", ["optim.value_lr=1e-4"], ["optim.value_lr is 0.0001", "GRPO does not use"]),
+        ("pretrain", ["policy.adapter=x"], ["policy.adapter is x", "PRETRAIN does not use; leave it ''"]),
+        ("pretrain", ["trainer.precision=bf16-true"], ["trainer.precision", "PRETRAIN", "leave it 32-true"]),
+        ("ppo", ["env.shader=defualt"], ["env.shader is 'defualt'", "minimal or default"]),
+        ("ppo", ["env.sim_freq=499"], ["env.sim_freq is 499", "multiple of 5"]),
         ("sft", ["algorithm.clip=0.1"], ["algorithm.clip is 0.1", "SFT"]),
         ("sft", ["experience.rounds=2"], ["experience.rounds is 2", "names no rollouts; leave it 1"]),
         (

@@ -151,7 +151,7 @@ def test_ratio_per_action_or_per_dimension():
     action = clipped_surrogate(logprob, old, advantage, 0.2, "action")
     dimension = clipped_surrogate(logprob, old, advantage, 0.2, "dimension")
     assert action.loss.item() == pytest.approx(-(2 * 0.75 - 2 * 0.8) / 2, abs=1e-12)
-    assert dimension.loss.item() == pytest.approx(-(2.4 + 1.0 - 3.0 - 1.6) / 4, abs=1e-12)
+    assert dimension.loss.item() == pytest.approx(-(2.4 + 1.0 - 3.0 - 1.6) / 2, abs=1e-12)
     assert action.clip_fraction.item() == dimension.clip_fraction.item() == 1.0
 
 
@@ -212,7 +212,7 @@ ACTOR = ProbabilisticActor(
 
 @pytest.mark.parametrize(("per", "tokens"), [("action", 1), ("dimension", 7)])
 def test_clipped_surrogate_against_torchrl(per: str, tokens: int):
-    """A ratio per dimension is that of as many samples with the same advantage."""
+    """Ratios per dimension are those of as many samples with the same advantage, summed over an action."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         clip = 0.05 + float(torch.rand((), generator=generator)) / 2
@@ -230,7 +230,7 @@ def test_clipped_surrogate_against_torchrl(per: str, tokens: int):
         }
         theirs = loss(TensorDict(sample, batch_size=[9 * tokens]))
         ours = clipped_surrogate(new.view(9, tokens), old.view(9, tokens), advantage, clip, per)
-        assert ours.loss.item() == pytest.approx(theirs["loss_objective"].item(), abs=1e-6)
+        assert ours.loss.item() == pytest.approx(tokens * theirs["loss_objective"].item(), abs=1e-6)
         assert ours.clip_fraction.item() == pytest.approx(theirs["clip_fraction"].item(), abs=1e-6)
 
 

@@ -161,6 +161,10 @@ def test_rl_starts_from_an_adapter_that_is_given(monkeypatch: pytest.MonkeyPatch
         recipe.run(words)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/adapter_model.safetensors").touch()
+    write_json(tmp_path / "mine/adapter_config.json", {"r": 32, "lora_alpha": 8})
+    with pytest.raises(UserError, match=r"set policy\.lora_rank=32 policy\.lora_alpha=8"):
+        recipe.run(words)
+    words = [*words, "policy.lora_alpha=8"]
     with pytest.raises(UserError, match=r"without a warm-up; leave sft\.optim\.lr=1 out"):
         recipe.run([*words, "sft.optim.lr=1"])
     with pytest.raises(ReachedError):
@@ -191,6 +195,7 @@ def test_scores_of_an_adapter_that_was_trained_on_are_refused(root: Path, monkey
     [
         ("optim.batch_size=100", "optim.batch_size=40", r"optim\.batch_size=100 .* must divide it"),
         ("trainer.devices=20", "trainer.devices=2", r"trainer\.eval_episodes of sft is 16; 20 processes"),
+        ("evaluation.episodes=9999", "evaluation.episodes=99", r"evaluation\.episodes is 9999; only 1024 episodes"),
     ],
 )
 def test_sizes_that_do_not_fit_leave_no_trace(

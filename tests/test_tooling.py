@@ -110,8 +110,10 @@ def test_errors_become_one_sentence_and_an_exit_code(capsys: pytest.CaptureFixtu
     assert code == 2 and text.startswith("Error: The disk holding runs/a.ckpt is full") and text.count("\n") == 1
     code, text = outcome(OutOfMemoryError("CUDA out of memory. Tried.\nMore."), capsys)
     assert code == 2 and text.startswith("Error: CUDA out of memory. Tried. `make memory`") and text.count("\n") == 1
-    with pytest.raises(PermissionError):
-        outcome(PermissionError(errno.EACCES, "Permission denied"), capsys)
+    code, text = outcome(PermissionError(errno.EACCES, "Permission denied", "runs/a.ckpt"), capsys)
+    assert code == 2 and text.startswith("Error: You may not write runs/a.ckpt") and text.count("\n") == 1
+    with pytest.raises(OSError, match="Input/output error"):
+        outcome(OSError(errno.EIO, "Input/output error", "runs/a.ckpt"), capsys)
 
 
 def test_a_really_full_disk(capsys: pytest.CaptureFixture[str]) -> None:

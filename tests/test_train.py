@@ -39,9 +39,8 @@ SFT = ["trainer.devices=1", "trainer.accelerator=cpu", "trainer.eval_every=0", "
 
 
 def settings(name: str, words: list[str], tiny: Path, iterations: int) -> Config:
-    return config.load(
-        name, [*words, f"policy.checkpoint={tiny}", f"trainer.iterations={iterations}", "policy.lora_rank=4"]
-    )
+    rank = ["policy.lora_rank=4"] if name != "pretrain" else []
+    return config.load(name, [*words, f"policy.checkpoint={tiny}", f"trainer.iterations={iterations}", *rank])
 
 
 def test_the_number_printed_is_that_of_the_weights_that_learn(tiny: Path) -> None:
@@ -406,6 +405,24 @@ def test_statistics_that_are_not_there_burn_no_name(tiny: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"policy\.unnorm_key 'bridge' is not in .*; there are: world"):
         runs.claim(tmp_path / "run", settings("ppo", [*PPO, "policy.unnorm_key=bridge"], tiny, 1))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_does_not_fit_burns_no_name(tiny: Path, tmp_path: Path):
+    words = [*PPO, f"policy.adapter={tmp_path}/adapter"]
+    with pytest.raises(UserError, match=r"no adapter folder .*adapter \(policy\.adapter\)"):
+        train.train(settings("ppo", words, tiny, 1), tmp_path / "ppo")
+    save_policy(build_policy(settings("sft", SFT, tiny, 1)), tmp_path / "adapter")
+    cfg = settings("ppo", words, tiny, 1)
+    with pytest.raises(UserError, match=r"has rank 4 and alpha 16, .*set policy\.lora_rank=4 policy\.lora_alpha=16"):
+        train.train(replace(cfg, policy=replace(cfg.policy, lora_rank=8)), tmp_path / "ppo")
+    assert not (tmp_path / "ppo").exists()
+
+
+def test_a_stage_told_to_end_earlier_has_what_it_has(tmp_path: Path):
+    cfg = config.load("sft", ["trainer.iterations=6"])
+    assert train.last_iteration(cfg, None) == 6
+    assert train.last_iteration(cfg, Path("iteration00002.ckpt")) == 6
+    assert train.last_iteration(cfg, Path("iteration00008.ckpt")) == 9
 
 
 def test_statistics_of_ones_own_stay_with_the_adapter(tiny: Path, tmp_path: Path):

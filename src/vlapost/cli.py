@@ -29,6 +29,11 @@ from rich.text import Text
 from vlapost.config import ROOT, UserError
 
 console = Console()
+NO_RIGHT = "You may not write {} (or read it); change its owner or its mode, or choose another place."
+MENDABLE = {
+    errno.ENOSPC: "The disk holding {} is full; free some space and give the same command again.",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), NO_RIGHT),
+}
 
 
 def main(run: Callable[[list[str]], None]) -> None:
@@ -51,13 +56,9 @@ def guard(run: Callable[[list[str]], None], words: list[str]) -> int:
         print("\nInterrupted; the same command continues.", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in MENDABLE:
             raise
-        where = error.filename or ROOT
-        print(
-            f"Error: The disk holding {where} is full; free some space and give the same command again.",
-            file=sys.stderr,
-        )
+        print(f"Error: {MENDABLE[error.errno].format(error.filename or ROOT)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this

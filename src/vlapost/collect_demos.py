@@ -138,6 +138,11 @@ def collect(cfg: Config) -> DemoWriter:
     writer = DemoWriter(ROOT / d.path, meta_of(cfg), d.shard_attempts, d.part, d.parts, d.skip_corrupt, look)
     if writer.is_enough(wanted):
         return writer
+    if not writer.writable:
+        raise UserError(
+            f"{writer.folder} holds {writer.episodes} demonstrations of {wanted}, and you may not write there; "
+            "ask for fewer demos.episodes, or choose another folder with demos.path=..."
+        )
     open_pack(cfg.env.assets)  # drawn here if it is not there yet, where its progress can be seen
     in_worker = replace(cfg, env=replace(cfg.env, backend="cpu"))  # the same wherever training simulates
     pool = ProcessPoolExecutor(d.workers, get_context("spawn"), start, (in_worker,))

@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 from vlapost.limits import check_read, check_values
 from vlapost.schema import (
     CONF,
+    CONTROL_FREQ,
     ROOT,
     AlgorithmConfig,
     Config,
@@ -40,6 +41,7 @@ from vlapost.schema import (
 
 __all__ = [
     "CONF",
+    "CONTROL_FREQ",
     "ROOT",
     "AlgorithmConfig",
     "Config",

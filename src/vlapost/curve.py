@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
     cfg, rl = it.cfg, it.folder / it.cfg.algorithm.name
     sets = sets_of(it.base)
     it.begin()
-    stages = [it.collected, it.warm_up, it.rl]
+    stages = [*it.warm_up, *it.rl]
     every, last = cfg.trainer.snapshot_every, cfg.trainer.iterations
     points = {0: it.warm} | {n: rl / f"snapshots/{n:05d}" for n in range(every, last, every)} | {last: it.tuned}
     adapters = {f"{cfg.algorithm.name}-{n:05d}": path for n, path in points.items()}

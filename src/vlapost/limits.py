@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from vlapost.schema import Config, UserError
+from vlapost.schema import CONTROL_FREQ, Config, UserError
 
 AT_LEAST_ONE = (
     "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers",
@@ -29,6 +29,8 @@ ABOVE_ZERO = (
 MOST_ATTEMPTS = 200
 SHARES = ("demos.disturbed", "algorithm.gamma", "algorithm.gae_lambda", "algorithm.value_lambda")
 ONE_OF = {
+    "env.backend": ("cpu", "gpu"),
+    "env.shader": ("minimal", "default"),
     "policy.critic": ("none", "h0", "hn", "all", "separate", "state"),
     "algorithm.name": ("sft", "ppo", "grpo", "tpo", "pretrain"),
     "algorithm.ratio": ("action", "dimension"),
@@ -44,15 +46,20 @@ ONE_OF = {
     "trainer.matmul": ("highest", "high", "medium"),
     "exchange.rotation": ("XYZ", "xyz", "axis_angle"),
 }
+OF_PPO = ("gamma", "gae_lambda", "value_lambda", "value_clip", "huber_delta", "value_coef", "normalise_advantage",
+          "bootstrap_truncation", "imitation_coef")  # fmt: skip
+OF_RATIOS = ("clip", "ratio", "policy_coef", "entropy_coef", "target_kl")
+OF_ADAPTERS = ("adapter", "statistics", "lora_rank", "lora_alpha", "train_vision", "quantize", "recompute")
 READ_BY = {  # settings that only some learning rules read; of others they must keep their default
-    **dict.fromkeys(("gamma", "gae_lambda", "value_lambda", "value_clip", "huber_delta", "value_coef"), ("ppo",)),
-    **dict.fromkeys(("normalise_advantage", "bootstrap_truncation", "imitation_coef"), ("ppo",)),
-    **dict.fromkeys(("clip", "ratio", "policy_coef", "entropy_coef", "target_kl"), ("ppo", "grpo")),
-    **{"advantage": ("grpo",), "beta": ("tpo",), "soft_targets": ("sft", "ppo")},
+    **dict.fromkeys((*(f"algorithm.{key}" for key in OF_PPO), "optim.value_lr"), ("ppo",)),
+    **dict.fromkeys((f"algorithm.{key}" for key in OF_RATIOS), ("ppo", "grpo")),
+    **{"algorithm.advantage": ("grpo",), "algorithm.beta": ("tpo",), "algorithm.soft_targets": ("sft", "ppo")},
+    **dict.fromkeys((*(f"policy.{key}" for key in OF_ADAPTERS), "trainer.precision"), ("sft", "ppo", "grpo", "tpo")),
 }
+OF_ROLLOUTS = ("rounds", "passes", "same_start", "approach_reward", "end_at_success", "temperature", "rejudge")
 OF_SOURCE = {
-    "rollout": ("rounds", "passes", "same_start", "approach_reward", "end_at_success", "temperature", "rejudge"),
-    "demos": ("demo_steps", "augment"),
+    "rollout": tuple(f"experience.{key}" for key in OF_ROLLOUTS),
+    "demos": ("experience.demo_steps", "experience.augment", "algorithm.imitation_coef", "algorithm.soft_targets"),
 }
 
 
@@ -62,20 +69,21 @@ def check_read(config: Config, default: Config) -> None:
     Raises:
         UserError: the sentence names key, value and default.
     """
-    a, e = config.algorithm, config.experience
-    for key, rules in READ_BY.items():
-        value, usual = getattr(a, key), getattr(default.algorithm, key)
-        if value != usual and a.name not in rules:
-            raise UserError(f"algorithm.{key} is {value}, which {a.name.upper()} does not use; leave it {usual}.")
+    name, schedule = config.algorithm.name, config.experience.schedule
     for source, keys in OF_SOURCE.items():
         for key in keys:
-            value, usual = getattr(e, key), getattr(default.experience, key)
-            if value != usual and source not in e.schedule:
+            value, usual = attrgetter(key)(config), attrgetter(key)(default)
+            if value != usual and source not in schedule:
                 what = "rollouts" if source == "rollout" else "demonstrations"
-                warm_up = f", or for the warm-up set sft.experience.{key}" if source == "demos" else ""
+                of_sft = source == "demos" and "sft" in READ_BY.get(key, ("sft",))
+                warm_up = f", or for the warm-up set sft.{key}" if of_sft else ""
                 raise UserError(
-                    f"experience.{key} is {value}, but experience.schedule names no {what}; leave it {usual}{warm_up}."
+                    f"{key} is {value}, but experience.schedule names no {what}; leave it {usual}{warm_up}."
                 )
+    for key, rules in READ_BY.items():
+        value, usual = attrgetter(key)(config), attrgetter(key)(default)
+        if value != usual and name not in rules:
+            raise UserError(f"{key} is {value}, which {name.upper()} does not use; leave it {usual or repr(usual)}.")
 
 
 def check_values(config: Config) -> None:
@@ -114,11 +122,6 @@ def check_values(config: Config) -> None:
         raise UserError(f"experience.schedule names 'demos', but {name.upper()} learns from rollouts alone.")
     if "rollout" in schedule and name in ("sft", "pretrain"):
         raise UserError(f"experience.schedule names 'rollout', but {name} learns from demonstrations alone.")
-    if config.algorithm.soft_targets and "demos" not in schedule:
-        raise UserError(
-            f"algorithm.soft_targets is {config.algorithm.soft_targets}, but experience.schedule names no demos; for "
-            "the warm-up set sft.algorithm.soft_targets."
-        )
     if name == "tpo" and config.experience.rejudge:
         raise UserError("experience.rejudge is true, but TPO works its log-probabilities out itself; set it to false.")
     if critic == "separate" and config.policy.quantize == "int8":
@@ -153,6 +156,8 @@ def check_values(config: Config) -> None:
     for source in config.experience.schedule:
         if source not in ("rollout", "demos"):
             raise UserError(f"experience.schedule names '{source}'; it may hold only rollout and demos.")
+    if config.env.sim_freq % CONTROL_FREQ:
+        raise UserError(f"env.sim_freq is {config.env.sim_freq}; it must be a multiple of {CONTROL_FREQ}, as 500 is.")
     if len(config.env.image_size) != 2 or min(config.env.image_size) < 16:
         raise UserError(f"env.image_size is {config.env.image_size}; it must be [height, width], 16 or more each.")
     exchange = config.exchange

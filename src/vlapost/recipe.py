@@ -38,7 +38,7 @@ def run(argv: list[str]) -> None:
         place = it.folder / f"evaluation-{label}"
         return f"evaluate {label}", place / "report.json", evaluation(it.base, adapters[label], place)
 
-    stages = [it.collected, evaluated("base"), it.warm_up, evaluated("before"), it.rl, evaluated("after")]
+    stages = [evaluated("base"), *it.warm_up, evaluated("before"), *it.rl, evaluated("after")]
     seconds = perform(it.folder, stages)
     for label, adapter in adapters.items():
         refuse_trained_on(of_adapter(it.base, adapter), it.folder / f"evaluation-{label}")

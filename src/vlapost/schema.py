@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(os.environ.get("VLAPOST_ROOT", Path(__file__).resolve().parents[2]))
 CONF = ROOT / "conf"
+CONTROL_FREQ = 5  # actions per second
 
 
 class UserError(Exception):

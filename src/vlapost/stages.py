@@ -23,8 +23,9 @@ Stage = tuple[str, Path, Callable[[], object]]  # title, what it leaves when it 
 
 @dataclass(frozen=True)
 class Training:
-    """A warm-up and RL from it. cfg, warmup, base: settings of RL, of the warm-up and of evaluations.
+    """A warm-up and RL from it, each with the demonstrations it learns from.
 
+    cfg, warmup, base: settings of RL, of the warm-up and of evaluations.
     folder: lightning_logs/<run>. warm: the adapter that RL starts from. tuned: the one it leaves.
     """
 
@@ -34,9 +35,8 @@ class Training:
     folder: Path
     warm: Path
     tuned: Path
-    collected: Stage
-    warm_up: Stage
-    rl: Stage
+    warm_up: list[Stage]
+    rl: list[Stage]
 
     def begin(self) -> None:
         """Refuse sizes that do not fit, then claim the folders of RL, of the warm-up, if there is one, and `base`'s."""
@@ -57,29 +57,30 @@ def plan(name: str, words: list[str]) -> Training:
     cfg = config.load(name, overrides)
     if cfg.algorithm.name == "sft":
         raise UserError(f"conf/{name}.yaml trains by SFT alone; use make train-sft.")
-    policy_only(cfg)
+    check_evaluation(cfg)
     shared, warmup_words = split_words(words, cfg.run)
     warmup, base = config.load("sft", warmup_words), config.load("base", shared)
     refuse_for_rl_alone(name, cfg, base)
     folder, rl = ROOT / "lightning_logs" / cfg.run, cfg.algorithm.name
     warm, tuned = start_of(cfg, folder, words), folder / rl / "adapter"
     start = f"policy.adapter={below_root(warm)}"
+    mixed_in = [demonstrations(cfg, tuned)] if "demos" in cfg.experience.schedule else []
     return Training(
         cfg, warmup, base, folder, warm, tuned,
-        collected=demonstrations(warmup, tuned if "demos" in cfg.experience.schedule else warm),
-        warm_up=("warm-up", warm, training("sft", *warmup_words)),
-        rl=(rl, tuned, training(name, *overrides, f"run={cfg.run}", start)),
+        warm_up=[demonstrations(warmup, warm), ("warm-up", warm, training("sft", *warmup_words))],
+        rl=[*mixed_in, (rl, tuned, training(name, *overrides, f"run={cfg.run}", start))],
     )  # fmt: skip
 
 
-def policy_only(cfg: Config) -> None:
-    """For commands that evaluate what they train.
+def check_evaluation(cfg: Config) -> None:
+    """For commands that evaluate what they train: what is wrong is said before anything is trained.
 
     Raises:
-        UserError: something else is to act.
+        UserError: something else is to act, or fewer episodes are held out than are asked for.
     """
     if cfg.evaluation.actor != "policy":
         raise UserError(f"evaluation.actor is '{cfg.evaluation.actor}'; this command evaluates the policy it trains.")
+    evaluate.ids_of(cfg)
 
 
 def refuse_for_rl_alone(name: str, cfg: Config, base: Config) -> None:
@@ -99,7 +100,7 @@ def start_of(cfg: Config, folder: Path, words: list[str]) -> Path:
     """The adapter that RL starts from: `policy.adapter`, or else the warm-up's.
 
     Raises:
-        UserError: it is not there, or a warm-up that is not to be is described, or there.
+        UserError: it is not there or of another rank, or a warm-up that is not to be is described, or there.
     """
     if not cfg.policy.adapter:
         return folder / "sft/adapter"
@@ -107,7 +108,10 @@ def start_of(cfg: Config, folder: Path, words: list[str]) -> Path:
         raise UserError(f"RL starts from policy.adapter={cfg.policy.adapter}, without a warm-up; leave {own[0]} out.")
     if (folder / "sft/config.yaml").is_file():
         raise UserError(f"The run '{cfg.run}' has a warm-up of its own; choose another name with run=NAME.")
+    from vlapost.policies.load import check_adapter
+
     evaluate.fingerprint(cfg)
+    check_adapter(ROOT / cfg.policy.adapter, cfg.policy)
     return ROOT / cfg.policy.adapter
 
 
@@ -174,5 +178,10 @@ def process(module: str, *words: str) -> None:
     except KeyboardInterrupt:  # the stage has received it too, and may be writing a checkpoint
         child.wait()
         raise
+    if code < 0:
+        raise UserError(
+            f"The stage python -m {module} was ended by signal {-code}, most likely for lack of memory (`make memory` "
+            "says what it needs); the same command continues."
+        )
     if code:
         sys.exit(code)

@@ -28,7 +28,7 @@ from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
 from vlapost.recipe import rollout_curve
 from vlapost.runs import HOW, base_of, check, claim
-from vlapost.stages import Stage, demonstrations, evaluation, perform, policy_only, split_words, training
+from vlapost.stages import Stage, check_evaluation, demonstrations, evaluation, perform, split_words, training
 
 
 @dataclass
@@ -120,7 +120,7 @@ def plan(
     own = [w for w in words if not w.startswith("sft.")]
     shared, warm_up_words = split_words(words, run_name)
     base = config.load("base", [*shared, "evaluation.videos=0"])
-    policy_only(base)
+    check_evaluation(base)
     place = ROOT / "lightning_logs" / run_name
     stages: list[Stage] = []
     claims: dict[Path, Config] = {}

@@ -54,7 +54,11 @@ def run(argv: list[str]) -> None:
 
 def train(cfg: Config, folder: Path) -> None:
     """Run a stage to its end, from its newest checkpoint if there is one."""
+    from vlapost.policies.load import check_adapter
+
     check(cfg)
+    if cfg.policy.adapter:
+        check_adapter(config.ROOT / cfg.policy.adapter, cfg.policy)  # before the run's name is taken
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
     at_its_end = checkpoint is not None and iterations(checkpoint) >= last_iteration(cfg, checkpoint)
@@ -112,6 +116,7 @@ def build_trainer(cfg: Config, folder: Path, last: int) -> L.Trainer:
     gpus, devices = processes(cfg)
     if not gpus or ("rollout" in cfg.experience.schedule and cfg.env.backend == "cpu"):
         torch.set_num_threads(1)  # a second thread gains 1.2x at best, a second process nearly 2x
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # or Lightning sets them again, where it starts processes
     if not gpus:
         torch.set_float32_matmul_precision(t.matmul)
         torch.backends.cuda.enable_flash_sdp(False)  # its many small products are slow in oneDNN
@@ -180,14 +185,20 @@ def iterations(checkpoint: Path) -> int:
 
 
 def last_iteration(cfg: Config, checkpoint: Path | None) -> int:
-    """How many iterations a stage has: `trainer.iterations`, or fewer where its patience came to an end before."""
-    if checkpoint is None or not cfg.trainer.patience:
+    """How many iterations a stage has: `trainer.iterations`, or fewer where its patience came to an end before.
+
+    Not fewer than there have been: a stage that is told to end earlier ends at once.
+    """
+    if checkpoint is None:
         return cfg.trainer.iterations
+    wanted, done = cfg.trainer.iterations, iterations(checkpoint)
+    if not cfg.trainer.patience:
+        return max(wanted, done)
     import torch
 
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
     (stopping,) = (found for name, found in state.items() if name.startswith("EarlyStopping"))
-    return iterations(checkpoint) if stopping["wait_count"] >= cfg.trainer.patience else cfg.trainer.iterations
+    return done if stopping["wait_count"] >= cfg.trainer.patience else max(wanted, done)
 
 
 if __name__ == "__main__":

@@ -61,14 +61,15 @@ def clipped_surrogate(
 ) -> Surrogate:
     """-mean min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = pi/pi_old (paper eq. 1).
 
-    `per` "action": one ratio per action, the product over its tokens. "dimension": each token has its own.
+    `per` "action": one ratio per action, the product over its tokens. "dimension": each token has its own, and the
+    loss of an action is their sum, so that where the ratios are 1 both have the same gradient.
     `kl` is the low-variance estimate of KL(old || new), mean((rho - 1) - log rho), of one ratio.
     """
     log_ratio = logprob_BA - old_logprob_BA
     if per == "action":
         log_ratio = log_ratio.sum(-1, keepdim=True)
     ratio, advantage = log_ratio.exp(), advantage_B.unsqueeze(-1)
-    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum(-1).mean()
     with torch.no_grad():
         kl = ((ratio - 1) - log_ratio).mean()
         clipped = ((ratio - 1).abs() > clip).float().mean()

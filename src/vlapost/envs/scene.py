@@ -23,7 +23,7 @@ from mani_skill.utils.structs.types import SimConfig
 from torch import Tensor
 
 from vlapost.assets.pack import open_pack
-from vlapost.config import UserError
+from vlapost.config import CONTROL_FREQ, UserError
 from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import bodies, overlay, rules, textures
 from vlapost.envs.camera import CAMERA, CAMERA_SIZE, camera_config
@@ -33,7 +33,6 @@ from vlapost.envs.robot import ARM_JOINTS, FACING, PARKED_POSE, WidowX
 from vlapost.envs.setup import Blend
 from vlapost.envs.setups import declare, find_setup
 
-CONTROL_FREQ = 5  # actions per second
 REPOSITION_HEIGHT = 1.0  # from which the object falls when it is put elsewhere during an episode, metres
 SETTLE_STEPS, LONG_SETTLE_STEPS = 50, 600  # physics steps at 500 Hz: 0.1 s, and 1.2 s more where something moves
 

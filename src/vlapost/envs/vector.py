@@ -16,7 +16,7 @@ from vlapost.config import EnvConfig, UserError
 from vlapost.contracts import Metrics, Observation, Step
 from vlapost.drivers import RENDER_BACKEND
 from vlapost.envs import rules
-from vlapost.envs.scene import CONTROL_FREQ, PutOnPlateScene
+from vlapost.envs.scene import PutOnPlateScene
 from vlapost.envs.setups import setup_of
 
 WORKSPACE = (0.305, 0.03, 0.04)  # metres in the base frame, about the middle of where things are
@@ -168,20 +168,11 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
     """The environment of a configuration, with `num_envs` scenes if given, else as many as it says.
 
     Raises:
-        UserError: unknown environment, object set, backend or shader; an asset pack that lacks the bodies, or files
-            missing from it; impossible frequency or number of scenes; no Vulkan driver, or none for the GPU that is to
-            simulate.
+        UserError: unknown environment or object set; an asset pack that lacks the bodies, or files missing from it; no
+            Vulkan driver, or none for the GPU that is to simulate.
     """
     count = cfg.num_envs if num_envs is None else num_envs
     setup_of(cfg)
-    if cfg.backend not in ("cpu", "gpu"):
-        raise UserError(f"env.backend is '{cfg.backend}'; it must be cpu or gpu.")
-    if cfg.shader not in ("minimal", "default"):
-        raise UserError(f"env.shader is '{cfg.shader}'; it must be minimal or default.")
-    if cfg.sim_freq < CONTROL_FREQ or cfg.sim_freq % CONTROL_FREQ:
-        raise UserError(f"env.sim_freq is {cfg.sim_freq}; it must be a multiple of {CONTROL_FREQ}, for example 500.")
-    if count < 1:
-        raise UserError(f"env.num_envs is {count}; it must be 1 or more.")
     _check_devices(cfg)
     if cfg.backend == "gpu":
         return SceneVector([_make_scene(cfg, count)], count)

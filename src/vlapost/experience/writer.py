@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ class DemoWriter:
     Attributes:
         episodes, attempts, failures: what the shards of this part hold.
         skipped: its damaged shards.
+        writable: whether shards may be added; a folder that may only be read can still hold enough.
         watch: seconds by stage since then; the collector adds its own.
 
     Raises:
@@ -54,8 +56,10 @@ class DemoWriter:
         self._temporary = f".shard{suffix}.tmp"
         which = f"part {part} of {parts} " if parts > 1 else ""
         others = f"Another process collects {which}into {folder}; wait or change demos.path."
-        self._lock = hold(folder / f".lock{suffix}", others)
-        (folder / self._temporary).unlink(missing_ok=True)
+        self.writable = os.access(folder, os.W_OK)
+        self._lock = hold(folder / f".lock{suffix}", others) if self.writable else None
+        if self.writable:
+            (folder / self._temporary).unlink(missing_ok=True)
         self.episodes = self.attempts = 0
         self.failures: Counter[str] = Counter()
         self.watch = Stopwatch()
@@ -121,7 +125,8 @@ class DemoWriter:
 
     def close(self) -> None:
         """Let another process write."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _count(self, begin: int, end: int, successes: int, failures: Sequence[Failure]) -> None:
         self._own.append((begin, end, successes))

@@ -34,7 +34,7 @@ def load_policy(cfg: PolicyConfig, device: torch.device | str, dtype: torch.dtyp
             "policy.cuda_graph is true, which needs a GPU and trainer.precision=bf16-true; set it to false."
         )
     if cfg.adapter:
-        _check_adapter(folder, cfg)
+        check_adapter(folder, cfg)
     network = load_openvla(source, device, dtype, cfg.quantize)
     lora.add_adapters(network, cfg.lora_rank, cfg.lora_alpha, folded)
     if cfg.adapter:
@@ -66,7 +66,12 @@ def load_full_policy(folder: Path | str, unnorm_key: str, device: torch.device |
     return OpenVLAPolicy(network, source, statistics_of(network.config, source), unnorm_key, critic="none")
 
 
-def _check_adapter(folder: Path, cfg: PolicyConfig) -> None:
+def check_adapter(folder: Path, cfg: PolicyConfig) -> None:
+    """Make sure that the adapter folder `cfg.adapter` is there and has the rank and alpha of the settings.
+
+    Raises:
+        UserError: it is not, or has not.
+    """
     restore(folder)
     if not folder.is_dir():
         raise UserError(f"There is no adapter folder {folder} (policy.adapter); train one or leave the key empty.")
