@@ -24,6 +24,8 @@ def run(words: list[str]) -> None:
     """Measure, print, write."""
     name, overrides = cli.parse(words, "ppo")
     c = config.load(name, overrides)
+    if "rollout" not in c.experience.schedule:
+        raise UserError(f"conf/{name}.yaml makes no rollouts, which is what is measured; name ppo, grpo or tpo.")
     import torch
 
     from benchmarks import simulator, training
@@ -47,15 +49,18 @@ def run(words: list[str]) -> None:
         "torch": torch.__version__,
         "env": {key: value for key, value in vars(c.env).items() if key not in ("image_size", "num_envs")},
         "simulator": rows,  # with their own sizes and numbers of scenes
+        "configuration": name,
         "training": None,  # at the sizes and numbers of the configuration:
         "training_env": {"image_size": list(c.env.image_size), "num_envs": c.env.num_envs},
     }
     try:
-        report["training"] = t = training.measure(overrides)
+        report["training"] = t = training.measure(name, overrides)
         share = ", ".join(f"{name} {part:.0%}" for name, part in t["share"].items())
         table.add_row("rollout steps", f"{t['rollout_steps_per_s']:.0f}", "simulation and inference")
         table.add_row("learner samples", f"{t['learner_samples_per_s']:.0f}", "forward, backward, update")
-        table.add_row("PPO iterations", f"{1 / t['iteration_s']:.3f}", f"{t['iteration_s']:.1f} s: {share}")
+        table.add_row(
+            f"iterations of conf/{name}.yaml", f"{1 / t['iteration_s']:.3f}", f"{t['iteration_s']:.1f} s: {share}"
+        )
     except UserError as error:
         cli.console.print(f"Error: {error}")
     cli.console.print(table)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.measure import all_here, at_once
 from vlapost.config import EnvConfig
+from vlapost.envs.setups import setup_of
 from vlapost.envs.vector import SceneVector, make_env
 
 RUNS = 5
@@ -45,7 +46,7 @@ def measure(cfg: EnvConfig, image_size: tuple[int, int], processes: int) -> dict
 def _measure(cfg: EnvConfig, rank: int) -> tuple[list[float], list[float]]:
     """Control steps per second and seconds of a reset, of each counted episode."""
     env = make_env(cfg)
-    ids = torch.arange(RUNS + 1)[:, None] * 50_179 + torch.arange(SCENES) * 7 + rank * 1013
+    ids = (torch.arange(RUNS + 1)[:, None] * 50_179 + torch.arange(SCENES) * 7 + rank * 1013) % setup_of(cfg).total
     _episode(env, ids[0])  # not counted: first pictures, caches
     rates, resets = [], []
     for episode in ids[1:]:

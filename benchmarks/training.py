@@ -1,4 +1,4 @@
-"""Rollout and learning speed of the default recipe: its real training command for a few iterations, and its own log."""
+"""Rollout and learning speed of RL: its real training command for a few iterations, and its own log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vlapost import cli
+from vlapost import cli, config
 from vlapost.config import ROOT, UserError
 
 RUNS = 5
 
 
-def measure(overrides: Sequence[str]) -> dict[str, Any]:
-    """Medians over five iterations of PPO, after one that is not counted.
+def measure(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Medians over five iterations of conf/<name>.yaml, after one that is not counted.
 
     Raises:
         UserError: the training command failed; its own sentence is above.
@@ -27,10 +27,10 @@ def measure(overrides: Sequence[str]) -> dict[str, Any]:
     folder = ROOT / "lightning_logs" / "benchmark" / "training"
     shutil.rmtree(folder, ignore_errors=True)
     words = [*overrides, "run=benchmark/training", f"trainer.iterations={RUNS + 1}", "trainer.eval_every=0"]
-    child = subprocess.run([sys.executable, "-m", "vlapost.train", "ppo", *words], cwd=ROOT)
+    child = subprocess.run([sys.executable, "-m", "vlapost.train", name, *words], cwd=ROOT)
     if child.returncode:
         raise UserError("The training speed could not be measured; the reason is above.")
-    scalars = read_scalars(folder / "ppo")
+    scalars = read_scalars(folder / config.load(name, words).algorithm.name)
     shutil.rmtree(folder)
     middle = {name: median(values[1:]) for name, values in scalars.items() if name.startswith("time/")}
     stages = {name: middle[f"time/{name}_s"] for name in ("simulation", "inference", "learning")}
@@ -51,4 +51,4 @@ def read_scalars(folder: Path) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    cli.main(lambda words: cli.console.print(measure(words)))
+    cli.main(lambda words: cli.console.print(measure(*cli.parse(words, "ppo"))))

@@ -16,9 +16,18 @@ from vlapost.experience.shards import write_shard
 
 @pytest.mark.sim
 def test_a_failing_process_shows_its_reason_and_nothing_hangs() -> None:
-    cfg = load("base", ["env.shader=rt"]).env
-    with pytest.raises(UserError, match=r"env\.shader is 'rt'"):
+    cfg = load("base", ["env.obj_set=trian"]).env
+    with pytest.raises(UserError, match=r"env\.obj_set is 'trian'"):
         simulator.measure(cfg, (32, 32), 2)
+
+
+@pytest.mark.sim
+def test_the_simulator_is_measured_as_it_is_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulator, "STEPS", 1)
+    monkeypatch.setattr(simulator, "at_once", lambda function, jobs: [function(*job) for job in jobs])
+    monkeypatch.setattr(simulator, "all_here", lambda: None)
+    found = simulator.measure(load("ppo").env, (32, 32), 1)
+    assert found["image"] == "32x32" and 0 < found["slowest"] <= found["steps_per_s"] <= found["fastest"]
 
 
 @pytest.mark.parametrize("name", storage.FORMATS)

@@ -27,7 +27,7 @@ from vlapost.config import PolicyConfig, UserError
 from vlapost.contracts import Observation
 from vlapost.policies import lora, merge
 from vlapost.policies.checkpoint import load_openvla
-from vlapost.policies.hub import locate
+from vlapost.policies.hub import locate, on_hub
 from vlapost.policies.load import load_full_policy, load_policy
 from vlapost.policies.policy import OpenVLAPolicy, save_policy
 from vlapost.policies.tiny import write_tiny
@@ -357,6 +357,8 @@ def test_folders_come_before_the_hub(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     assert locate("models/openvla-tiny", tmp_path) == tmp_path / "models" / "openvla-tiny"  # missing: said when loaded
     assert locate("/somewhere/else/deep", tmp_path) == Path("/somewhere/else/deep")
+    assert on_hub("openvla/openvla-7b", tmp_path)
+    assert not on_hub("models/openvla-tiny", tmp_path) and not on_hub("openvla-tiny", tmp_path)
 
 
 # ---- out

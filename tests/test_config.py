@@ -62,6 +62,7 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("grpo", ["optim.value_lr=1e-4"], ["optim.value_lr is 0.0001", "GRPO does not use"]),
         ("pretrain", ["policy.adapter=x"], ["policy.adapter is x", "PRETRAIN does not use; leave it ''"]),
         ("pretrain", ["trainer.precision=bf16-true"], ["trainer.precision", "PRETRAIN", "leave it 32-true"]),
+        ("base", ["evaluation.actor=planner", "env.backend=gpu"], ["evaluation.actor", "set env.backend=cpu"]),
         ("ppo", ["env.shader=defualt"], ["env.shader is 'defualt'", "minimal or default"]),
         ("ppo", ["env.sim_freq=499"], ["env.sim_freq is 499", "multiple of 5"]),
         ("sft", ["algorithm.clip=0.1"], ["algorithm.clip is 0.1", "SFT"]),

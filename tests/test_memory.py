@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import peak_bytes
 
 from vlapost import config, memory
-from vlapost.config import ROOT, load
+from vlapost.config import ROOT, UserError, load
 from vlapost.contracts import Observation
 from vlapost.policies import cache as cache_module
 from vlapost.policies.load import load_policy
@@ -133,3 +133,8 @@ def test_every_critic_is_counted(critic: str) -> None:
     assert second == (h0.trainable - (4096 * 512 + 512 + 512 * 128 + 128 + 128) if critic == "separate" else 0)
     # 2 x 16 scenes x 80 steps: a picture of 224 x 224, and float32 features of 256 patches
     assert found.rollout == 2560 * (3 * 224 * 224 + 256 * (1024 + 1152) * 4)
+
+
+def test_a_misspelt_folder_is_not_taken_for_a_name_on_the_hub() -> None:
+    with pytest.raises(UserError, match=r"openvla-tiny.* is missing"):
+        memory.of(config.load("ppo", ["policy.checkpoint=openvla-tiny"]))

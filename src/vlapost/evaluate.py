@@ -100,8 +100,6 @@ def job_of(c: Config, out: Path, name: str, skip: int = 0, most: int | None = No
     from vlapost.evaluation.parallel import Job
 
     ids = ids_of(c, skip, most)
-    if c.evaluation.actor == "planner" and c.env.backend != "cpu":
-        raise UserError("evaluation.actor is 'planner', which plans in scenes on the CPU; set env.backend=cpu.")
     labels = labels_of(c, ids, name)
     _claim(c, out)
     return Job(name, c, ids, out, labels)

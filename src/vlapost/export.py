@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from vlapost import cli, config, evaluate
 from vlapost.config import ROOT, UserError
+from vlapost.import_demos import last
 
 OUT = "out="
 
 
 def run(words: list[str]) -> None:
     """Merge and say what was written."""
-    outs = [word.removeprefix(OUT) for word in words if word.startswith(OUT)]
+    out = last(words, OUT)
     c = config.load(*cli.parse([word for word in words if not word.startswith(OUT)], "base"))
-    if not outs or not outs[-1]:
+    if not out:
         raise UserError("Where to? Give a new folder: make export CKPT=lightning_logs/ppo/ppo/adapter OUT=models/mine.")
     if not c.policy.adapter:
         raise UserError("policy.adapter is empty; name the adapter to merge: make export CKPT=FOLDER OUT=FOLDER.")
@@ -26,7 +27,7 @@ def run(words: list[str]) -> None:
     from vlapost.policies.hub import locate
     from vlapost.policies.merge import TITLE, merge
 
-    source, adapter, folder = locate(c.policy.checkpoint, ROOT), ROOT / c.policy.adapter, ROOT / outs[-1]
+    source, adapter, folder = locate(c.policy.checkpoint, ROOT), ROOT / c.policy.adapter, ROOT / out
     card = folder / "README.md"
     ours = card.is_file() and TITLE in card.read_text()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):

@@ -47,7 +47,8 @@ def setups_sheet(c: Config) -> Picture:
 
     rows = []
     for setup in evaluated(c.env.assets).values():
-        settings = replace(c.env, id=setup.env_id, obj_set=setup.obj_set, image_size=[480, 640], shader="default")
+        where = replace(c.env, id=setup.env_id, obj_set=setup.obj_set, backend="cpu")
+        settings = replace(where, image_size=[480, 640], shader="default")
         env = make_env(settings, 1)
         tiles = []
         for number, id_ in enumerate(held_out(setup.env_id, setup.obj_set, c.env.protocol)[:EPISODES]):

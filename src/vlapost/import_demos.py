@@ -25,6 +25,7 @@ from rich.table import Table
 from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import write_json
+from vlapost.limits import check_values
 
 if TYPE_CHECKING:
     from vlapost.exchange.folder import ImportWriter, Source
@@ -185,8 +186,9 @@ def record(c: Config, actor: str, first: int) -> Iterator[Trajectory]:
     from vlapost.envs.vector import make_env
     from vlapost.exchange.rollouts import roll_out
 
-    built = build_actor(replace(c, evaluation=replace(c.evaluation, actor=actor)))
-    env = make_env(c.env)
+    c = replace(c, evaluation=replace(c.evaluation, actor=actor))
+    check_values(c)
+    built, env = build_actor(c), make_env(c.env)
     try:
         yield from roll_out(built, env, lambda attempt: collect_demos.episode_of(c, attempt), c.seed, first)
     finally:

@@ -106,6 +106,8 @@ def check_values(config: Config) -> None:
             raise UserError(f"{key} is '{value}'; it must be {', '.join(map(str, allowed[:-1]))} or {allowed[-1]}.")
     if (e := config.evaluation).actor not in ("policy", "planner", "random") and ":" not in e.actor:
         raise UserError(f"evaluation.actor is '{e.actor}'; it must be policy, planner, random or module:function.")
+    if e.actor == "planner" and config.env.backend != "cpu":
+        raise UserError("evaluation.actor is 'planner', which plans in scenes on the CPU; set env.backend=cpu.")
     if not 0 <= e.top_k <= 256:
         raise UserError(f"evaluation.top_k is {e.top_k}; it must be between 0 and 256, the number of action bins.")
     if config.trainer.snapshot_every and (config.trainer.snapshot_every < 0 or config.algorithm.name == "pretrain"):

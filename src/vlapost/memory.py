@@ -53,14 +53,15 @@ def of(c: Config) -> Needs:
     from vlapost.experience.sizes import samples
     from vlapost.policies.checkpoint import empty_network, read_config
     from vlapost.policies.files import stored_model
+    from vlapost.policies.hub import on_hub
     from vlapost.policies.memory import needs
     from vlapost.policies.sizes import scaled_7b
 
     folder, p = ROOT / c.policy.checkpoint, c.policy
-    if folder.is_dir() or (ROOT / p.checkpoint.split("/")[0]).is_dir():
-        network = empty_network(folder, read_config(folder), stored_model(folder))
-    else:
+    if on_hub(p.checkpoint, ROOT):
         _, network = scaled_7b(1)
+    else:
+        network = empty_network(folder, read_config(folder), stored_model(folder))
     return needs(
         network,
         dtype=torch.bfloat16 if c.trainer.precision.startswith("bf16") else torch.float32,

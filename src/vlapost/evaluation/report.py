@@ -196,8 +196,10 @@ def _markdown(head: list[str], tables: Mapping[str, list[list[str]]], about: Map
     lines = [f"# {about['title']}", ""]
     env, spent, seeds = about["config"]["env"], about["spent"], about["seeds"]
     size = "x".join(map(str, env["image_size"]))
-    parts = [f"{about['episodes']} episodes per setup" + (f", each with {seeds} seeds" if seeds > 1 else "")]
-    parts += [f"assets {env['assets']}, protocol {env['protocol']}, {size}", how]
+    episodes = f"{about['episodes']} episodes per setup"
+    if seeds > 1:  # under protocol paper each has episodes of its own
+        episodes += f" {'for' if env['protocol'] == 'paper' else 'with'} each of {seeds} seeds"
+    parts = [episodes, f"assets {env['assets']}, protocol {env['protocol']}, {size}", how]
     if spent:
         parts.append(f"{spent['episodes']} episodes in {spent['seconds'] / 60:.0f} minutes")
     lines += ["; ".join(parts) + ". Percent.", ""]

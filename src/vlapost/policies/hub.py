@@ -20,10 +20,14 @@ def locate(checkpoint: str, root: Path) -> Path:
         UserError: the Hub cannot be reached or has no such repository; the sentence says what to put where.
     """
     folder = root / checkpoint
-    owner = root / Path(checkpoint).parts[0] if checkpoint else root
-    if folder.is_dir() or owner.is_dir() or not _OWNER_AND_NAME.fullmatch(checkpoint):
-        return folder
-    return _fetch(checkpoint, folder)
+    return _fetch(checkpoint, folder) if on_hub(checkpoint, root) else folder
+
+
+def on_hub(checkpoint: str, root: Path) -> bool:
+    """Whether 'owner/name' is no folder below `root`, nor one that is missing beside others of the owner."""
+    if not _OWNER_AND_NAME.fullmatch(checkpoint):
+        return False
+    return not (root / checkpoint).is_dir() and not (root / checkpoint.split("/")[0]).is_dir()
 
 
 def name_of(folder: Path) -> str:

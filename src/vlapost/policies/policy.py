@@ -117,7 +117,7 @@ class OpenVLAPolicy(nn.Module):
         device = self.network.device
         if noise is None:  # argmax(logits + 0)
             noise, temperature = torch.zeros(len(observation), ACTION_DIM, ACTION_BINS), 1.0
-        graphs = self.graphs if device.type == "cuda" else None  # training loads on the CPU, and moves afterwards
+        graphs = self.graphs if device.type == "cuda" else None  # with trainer.accelerator=cpu there are none
         ids, prompt_mask = self.prompts.batch(observation.instruction, device, 1 if graphs is None else 8)
         inputs = (self._patches(self.network, observation), ids, prompt_mask, noise.to(device))
         if graphs is None:

@@ -6,7 +6,6 @@ Llama with the full id space, tokenizer, preprocessor settings and action statis
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlapost.policies.action_tokens import FIRST_ID, LAST_ID
+from vlapost.policies.checkpoint import write_json
 from vlapost.policies.files import new_folder, write_tensors
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.prompt import PAD
@@ -73,9 +73,9 @@ def write_tiny(folder: Path | str, seed: int, statistics: dict[str, Any]) -> Non
         state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in network.state_dict().items()}
         del state["language_model.lm_head.weight"]  # tied to embed_tokens
         write_tensors(state, new / "model.safetensors")
-        _write_json(new / "config.json", config)
-        _write_json(new / "preprocessor_config.json", preprocessor)
-        _write_json(new / "dataset_statistics.json", statistics)
+        write_json(new / "config.json", config)
+        write_json(new / "preprocessor_config.json", preprocessor)
+        write_json(new / "dataset_statistics.json", statistics)
 
 
 def initialise(network: OpenVLA, known: list[int], generator: torch.Generator) -> None:
@@ -110,7 +110,3 @@ def initialise(network: OpenVLA, known: list[int], generator: torch.Generator) -
     used[[*known, *range(FIRST_ID, LAST_ID + 1)]] = 1.0
     normal(table)
     table.mul_(used)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
