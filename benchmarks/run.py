@@ -55,7 +55,7 @@ def run(words: list[str]) -> None:
     }
     try:
         report["training"] = t = training.measure(name, overrides)
-        share = ", ".join(f"{name} {part:.0%}" for name, part in t["share"].items())
+        share = ", ".join(f"{stage} {part:.0%}" for stage, part in t["share"].items())
         table.add_row("rollout steps", f"{t['rollout_steps_per_s']:.0f}", "simulation and inference")
         table.add_row("learner samples", f"{t['learner_samples_per_s']:.0f}", "forward, backward, update")
         table.add_row(

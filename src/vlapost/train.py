@@ -54,10 +54,10 @@ def run(argv: list[str]) -> None:
 
 def train(cfg: Config, folder: Path) -> None:
     """Run a stage to its end, from its newest checkpoint if there is one."""
-    from vlapost.policies.load import check_adapter
-
     check(cfg)
     if cfg.policy.adapter:
+        from vlapost.policies.load import check_adapter
+
         check_adapter(config.ROOT / cfg.policy.adapter, cfg.policy)  # before the run's name is taken
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
@@ -191,14 +191,15 @@ def last_iteration(cfg: Config, checkpoint: Path | None) -> int:
     """
     if checkpoint is None:
         return cfg.trainer.iterations
-    wanted, done = cfg.trainer.iterations, iterations(checkpoint)
-    if not cfg.trainer.patience:
-        return max(wanted, done)
-    import torch
+    done = iterations(checkpoint)
+    if cfg.trainer.patience:
+        import torch
 
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
-    (stopping,) = (found for name, found in state.items() if name.startswith("EarlyStopping"))
-    return done if stopping["wait_count"] >= cfg.trainer.patience else max(wanted, done)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+        (stopping,) = (found for name, found in state.items() if name.startswith("EarlyStopping"))
+        if stopping["wait_count"] >= cfg.trainer.patience:
+            return done
+    return max(cfg.trainer.iterations, done)
 
 
 if __name__ == "__main__":
