@@ -89,6 +89,11 @@ def parse(argv: Sequence[str], default: str) -> tuple[str, list[str]]:
     return (names[0] if names else default), [word for word in argv if "=" in word]
 
 
+def last(words: list[str], prefix: str) -> str:
+    """The value of the last word with that prefix; empty without one."""
+    return ([""] + [word.removeprefix(prefix) for word in words if word.startswith(prefix)])[-1]
+
+
 def end_with_parent() -> None:
     """Leave when the process that started this one is gone, even if it was killed."""
     parent = os.getppid()

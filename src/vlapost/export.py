@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from vlapost import cli, config, evaluate
 from vlapost.config import ROOT, UserError
-from vlapost.import_demos import last
 
 OUT = "out="
 
 
 def run(words: list[str]) -> None:
     """Merge and say what was written."""
-    out = last(words, OUT)
+    out = cli.last(words, OUT)
     c = config.load(*cli.parse([word for word in words if not word.startswith(OUT)], "base"))
     if not out:
         raise UserError("Where to? Give a new folder: make export CKPT=lightning_logs/ppo/ppo/adapter OUT=models/mine.")

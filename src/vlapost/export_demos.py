@@ -12,14 +12,13 @@ from itertools import islice
 
 from vlapost import cli, collect_demos, config
 from vlapost.config import ROOT, UserError
-from vlapost.import_demos import last
 
 OUT = "out="
 
 
 def run(words: list[str]) -> None:
     """Write the folder and say what is in it."""
-    out = last(words, OUT)
+    out = cli.last(words, OUT)
     c = config.load(*cli.parse([word for word in words if not word.startswith(OUT)], "base"))
     if not out:
         raise UserError("Where to? Give a new folder: make export-demos OUT=exports/demos.")

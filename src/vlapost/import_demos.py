@@ -41,7 +41,7 @@ ELSEWHERE = ("env.num_envs", "evaluation.actor", "evaluation.episodes", "evaluat
 
 def run(words: list[str]) -> None:
     """Import and say what the folder holds now."""
-    format_, source = (last(words, prefix) for prefix in (FROM, SOURCE))
+    format_, source = (cli.last(words, prefix) for prefix in (FROM, SOURCE))
     c = config.load(*cli.parse([word for word in words if not word.startswith((FROM, SOURCE))], "base"))
     if format_ not in FORMATS or not source:
         raise UserError(
@@ -77,11 +77,6 @@ def write_statistics(c: Config, folder: Path) -> None:
     d = c.demos
     data = DemoDataset(folder, d.filter, d.min_translation, d.min_rotation, skip_corrupt=d.skip_corrupt)
     write_json(folder / STATISTICS, {folder.name: data.statistics()})
-
-
-def last(words: list[str], prefix: str) -> str:
-    """The value of the last word with that prefix; empty without one."""
-    return ([""] + [word.removeprefix(prefix) for word in words if word.startswith(prefix)])[-1]
 
 
 def settings(c: Config, format_: str) -> dict[str, Any]:

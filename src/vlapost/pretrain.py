@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
-from vlapost.import_demos import last
 from vlapost.recipe import measured
 from vlapost.runs import MAY_CHANGE, check, claim_settings
 from vlapost.stages import Stage, perform, process
@@ -36,7 +35,7 @@ SEEING, ACTING = "seeing", "acting"
 
 def run(argv: list[str]) -> None:
     """Pretrain as the command line says."""
-    part = last(argv, PART) if "VLAPOST_STAGE" in os.environ else ""
+    part = cli.last(argv, PART) if "VLAPOST_STAGE" in os.environ else ""
     name, overrides = cli.parse([word for word in argv if not (part and word.startswith(PART))], "pretrain")
     cfg = config.load(name, overrides)
     collect_demos.refuse_parts(cfg)

@@ -33,7 +33,6 @@ class DemoWriter:
     Attributes:
         episodes, attempts, failures: what the shards of this part hold.
         skipped: its damaged shards.
-        writable: whether shards may be added; a folder that may only be read can still hold enough.
         watch: seconds by stage since then; the collector adds its own.
 
     Raises:
@@ -56,8 +55,7 @@ class DemoWriter:
         self._temporary = f".shard{suffix}.tmp"
         which = f"part {part} of {parts} " if parts > 1 else ""
         others = f"Another process collects {which}into {folder}; wait or change demos.path."
-        self.writable = os.access(folder, os.W_OK)
-        self._lock = hold(folder / f".lock{suffix}", others) if self.writable else None
+        self._lock = hold(folder / f".lock{suffix}", others) if os.access(folder, os.W_OK) else None
         if self.writable:
             (folder / self._temporary).unlink(missing_ok=True)
         self.episodes = self.attempts = 0
@@ -89,6 +87,11 @@ class DemoWriter:
                     free.append((begin, other))
                 begin = max(begin, end)
             yield from free
+
+    @property
+    def writable(self) -> bool:
+        """Whether shards may be added; a folder that may only be read can still hold enough."""
+        return self._lock is not None
 
     @property
     def end(self) -> int:
