@@ -83,7 +83,7 @@ icd() { compgen -G "/usr/share/vulkan/icd.d/$1" >/dev/null || compgen -G "/etc/v
 # The same rule as at run time: vlapost/drivers.py.
 gpu_driver() {
     [ "$(.venv/bin/python -m vlapost.drivers)" = gpu ] && return 0
-    if [ -e /dev/nvidia0 ]; then
+    if compgen -G "/dev/nvidia[0-9]*" >/dev/null; then
         say "Vulkan: an NVIDIA GPU is here but not its graphics library libGLX_nvidia.so.0; drawing in software"
     fi
     return 1

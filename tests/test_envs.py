@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from zipfile import BadZipFile
 
 import gymnasium
 import pytest
@@ -408,6 +409,35 @@ def test_gpu_physics_with_software_pictures_is_refused(monkeypatch):
     monkeypatch.setattr(vector, "RENDER_BACKEND", "cpu")
     with pytest.raises(UserError, match="pictures are drawn in software"):
         make_env(load("base", ["env.backend=gpu"]).env, 1)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route to github.com"), BadZipFile("not a zip file")])
+def test_gpu_physics_that_cannot_be_downloaded_is_told(monkeypatch, tmp_path, error):
+    def enable_gpu():
+        raise error
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(vector, "_check_devices", lambda cfg: None)
+    monkeypatch.setattr(vector.sapien.physx, "enable_gpu", enable_gpu)
+    with pytest.raises(UserError, match=rf"{tmp_path}/.sapien/physx, and that failed \({error}\); delete that folder"):
+        make_env(load("base", ["env.backend=gpu"]).env, 1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "renderer", "gpu", "expected"),
+    [
+        ("gpu", "gpu", 3, ("cuda:3", "cuda:3")),
+        ("cpu", "gpu", 3, ("cpu", "cuda:3")),  # without its number the first GPU would draw for every process
+        ("cpu", "cpu", 3, ("cpu", "cpu")),
+        ("cpu", "gpu", None, ("cpu", "gpu")),  # a GPU that draws and does not compute
+        ("cpu", "cpu", None, ("cpu", "cpu")),
+    ],
+)
+def test_scenes_are_drawn_where_their_process_computes(monkeypatch, backend, renderer, gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: gpu)
+    monkeypatch.setattr(vector, "RENDER_BACKEND", renderer)
+    assert vector._backends(load("base", [f"env.backend={backend}"]).env) == expected
 
 
 def test_without_a_vulkan_driver_the_error_says_what_to_do():

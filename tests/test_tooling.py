@@ -190,7 +190,9 @@ def test_a_gpu_draws_only_with_device_and_driver(monkeypatch, tmp_path, device, 
     (tmp_path / "lvp_icd.x86_64.json").touch()
     if description:
         (tmp_path / "nvidia_icd.json").touch()
-    monkeypatch.setattr(drivers, "GPU_DEVICES", (tmp_path if device else tmp_path / "none",))
+    if device:
+        (tmp_path / "nvidia3").touch()
+    monkeypatch.setattr(drivers, "DEVICES", tmp_path)
     monkeypatch.setattr(drivers, "ICD_FOLDERS", (tmp_path,))
     monkeypatch.setattr(drivers, "find_library", lambda name: "libGLX_nvidia.so.0" if library else None)
     assert drivers.choose_driver() == expected

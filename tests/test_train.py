@@ -452,6 +452,9 @@ def test_actions_that_the_base_cannot_say_are_told(tiny: Path):
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tiny: Path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"There are 2 GPU\(s\), but PyTorch .* cannot use them with this NVIDIA driver"):
+        runs.check(config.load("ppo"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cfg = config.load("ppo", ["trainer.devices=3"])
     with pytest.raises(UserError, match=r"trainer\.devices is 3, but here are 2 GPU\(s\)"):
         runs.check(cfg)
@@ -466,6 +469,7 @@ def test_a_process_builds_its_policy_where_it_trains(monkeypatch: pytest.MonkeyP
     cfg = settings("ppo", PPO, tiny, 1)
     on_gpus = replace(cfg, trainer=replace(cfg.trainer, accelerator="auto"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [runs.place(c) for c in (cfg, on_gpus)] == ["cpu", "cuda:0"]
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert [runs.place(c) for c in (cfg, on_gpus)] == ["cpu", "cuda:1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import suppress
 from time import perf_counter
@@ -35,6 +36,8 @@ def start(cfg: Config) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(os.getpid() % torch.cuda.device_count())  # scenes are drawn on the current one
     Worker.cfg = cfg
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the collecting command answers
     end_with_parent()

@@ -20,6 +20,7 @@ from vlapost.algorithms.tpo import TPO
 from vlapost.cli import console
 from vlapost.config import ROOT, Config, UserError
 from vlapost.contracts import Actor, DemoBatch, Observation, VectorEnv
+from vlapost.drivers import gpus
 from vlapost.envs import episodes
 from vlapost.envs.setups import setup_of
 from vlapost.envs.vector import make_env
@@ -60,7 +61,7 @@ def build_actor(config: Config) -> Actor:
     if e.actor == "planner":
         return PlannerActor()
     if e.actor == "policy":
-        device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        device = "cuda" if gpus(config.trainer.accelerator) else "cpu"
         acting = replace(config, policy=replace(config.policy, critic="none"))  # nobody asks for values
         return PolicyActor(build_policy(acting, device), e.temperature, e.top_k)
     module, _, function = e.actor.partition(":")

@@ -101,7 +101,9 @@ def check_torch() -> str:
     """Where the model will compute."""
     import torch
 
-    if torch.cuda.is_available():
+    from vlapost.drivers import gpus
+
+    if gpus("auto"):
         gib = torch.cuda.get_device_properties(0).total_memory / 2**30
         return f"{torch.__version__} on GPU: {torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
     return f"{torch.__version__} on CPU (no GPU found; the small model trains here)"

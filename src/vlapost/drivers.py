@@ -1,4 +1,4 @@
-"""Which Vulkan driver renders: NVIDIA's where it is complete, else Mesa's software rasteriser (lavapipe).
+"""Which GPUs compute, and which Vulkan driver renders: NVIDIA's where it is complete, else Mesa's software (lavapipe).
 
     python -m vlapost.drivers        # prints gpu or cpu; scripts/setup.sh asks this too
 
@@ -11,8 +11,10 @@ import os
 from ctypes.util import find_library
 from pathlib import Path
 
+from vlapost.config import UserError
+
+DEVICES = Path("/dev")
 ICD_FOLDERS = (Path("/usr/share/vulkan/icd.d"), Path("/etc/vulkan/icd.d"))
-GPU_DEVICES = (Path("/dev/nvidia0"), Path("/dev/dxg"))
 
 
 def icds(pattern: str) -> list[Path]:
@@ -22,7 +24,7 @@ def icds(pattern: str) -> list[Path]:
 
 def gpu_can_draw() -> bool:
     """Whether there are an NVIDIA device and its graphics driver; containers often have its compute libraries alone."""
-    has_device = any(device.exists() for device in GPU_DEVICES)
+    has_device = any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()  # a container may have the third alone
     return has_device and (bool(icds("nvidia*.json")) or find_library("GLX_nvidia") is not None)
 
 
@@ -40,6 +42,23 @@ def choose_driver() -> str:
     if software:
         os.environ["VK_DRIVER_FILES"] = str(software[0])
     return "cpu"
+
+
+def gpus(accelerator: str) -> int:
+    """How many GPUs there are to compute on; with `trainer.accelerator=cpu` none.
+
+    Raises:
+        UserError: there are some that PyTorch cannot use.
+    """
+    import torch
+
+    count = 0 if accelerator == "cpu" else torch.cuda.device_count()
+    if count and not torch.cuda.is_available():  # the driver counts them, CUDA does not start
+        raise UserError(
+            f"There are {count} GPU(s), but PyTorch {torch.__version__} cannot use them with this NVIDIA driver; "
+            "update the driver, install a PyTorch for its CUDA version, or set trainer.accelerator=cpu."
+        )
+    return count
 
 
 RENDER_BACKEND = choose_driver()

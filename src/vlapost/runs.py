@@ -9,6 +9,7 @@ from pathlib import Path
 from vlapost import config, evaluate, origin
 from vlapost.config import Config, UserError
 from vlapost.disk import write_text
+from vlapost.drivers import gpus
 
 # How demonstrations are collected, not which.
 COLLECTING = tuple(f"demos.{key}" for key in ("workers", "part", "parts", "frames", "shard_attempts", "skip_corrupt"))
@@ -26,10 +27,8 @@ MAY_CHANGE = (*HOW, "trainer.iterations", "trainer.snapshot_every", "evaluation.
 
 def processes(cfg: Config) -> tuple[int, int]:
     """How many GPUs there are to use, and how many processes train."""
-    import torch
-
-    gpus = 0 if cfg.trainer.accelerator == "cpu" else torch.cuda.device_count()
-    return gpus, cfg.trainer.devices or gpus or min(2, os.cpu_count() or 1)
+    found = gpus(cfg.trainer.accelerator)
+    return found, cfg.trainer.devices or found or min(2, os.cpu_count() or 1)
 
 
 def place(cfg: Config) -> str:
@@ -53,9 +52,9 @@ def check(*settings: Config) -> None:
     from vlapost.experience.sizes import check_sizes
 
     for cfg in settings:
-        gpus, count = processes(cfg)
-        if gpus and count > gpus:
-            raise UserError(f"trainer.devices is {count}, but here {'is' if gpus == 1 else 'are'} {gpus} GPU(s).")
+        found, count = processes(cfg)
+        if found and count > found:
+            raise UserError(f"trainer.devices is {count}, but here {'is' if found == 1 else 'are'} {found} GPU(s).")
         check_sizes(cfg, setup_of(cfg.env).task.steps, count)
         known = len(held_out(cfg.env.id, cfg.env.obj_set, cfg.env.protocol))
         if cfg.trainer.eval_every and cfg.trainer.eval_episodes > known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from vlapost.config import AlgorithmConfig, ExperienceConfig, OptimConfig, UserError
 from vlapost.contracts import ACTION_BINS, DemoBatch, EpisodeBatch, Policy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MOST_SKIPPED = 3  # updates in a row
 
@@ -77,6 +80,10 @@ class PolicyModule(L.LightningModule):
         if limit > 0 and not self.stopped:
             found = cast(Tensor, self.all_gather(kl.detach()))
             self.stopped = bool((found.isfinite() & (found > limit)).any())
+
+    def cpu(self) -> Self:
+        """Stay where it is: Lightning moves a module to the CPU after training, here a whole base for each process."""
+        return self
 
     def no_gradient(self) -> Tensor:
         """A loss of zero that reaches every weight: several processes have to agree which ones get gradients."""

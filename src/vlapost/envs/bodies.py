@@ -19,6 +19,11 @@ from vlapost.envs import rules
 TABLE_TOP = 0.8695  # metres
 TABLE_HALF_SIZE = (0.6, 0.6, 0.05)
 TABLE_CENTRE = (-0.15, 0.0)
+WAITING = {
+    "object": 3.0,
+    "receptacle": 4.0,
+    "other": 5.0,
+}  # metres up; on a GPU they are simulated there
 MAX_LINEAR, MAX_ANGULAR = 1e-3, 1e-2  # m/s, rad/s: slower bodies are at rest
 
 
@@ -43,7 +48,7 @@ def build(scene: ManiSkillScene, name: str, models: Sequence[Model], friction: f
         builder.add_multiple_convex_collisions_from_file(str(model.collision), material=material, density=model.density)
         builder.add_visual_from_file(str(model.visual))
         builder.set_scene_idxs([index])
-        builder.initial_pose = sapien.Pose([0.0, 0.0, 2.0])
+        builder.initial_pose = sapien.Pose([0.0, 0.0, WAITING[name]])
         actors.append(builder.build(f"{name}-{index}"))
         scene.remove_from_state_dict_registry(actors[-1])
     merged = Actor.merge(actors, name=name)

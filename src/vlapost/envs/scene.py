@@ -63,10 +63,9 @@ class PutOnPlateScene(BaseEnv):
         **kwargs: Any,
     ) -> None:
         self.env_id, self.obj_set, self.protocol, self.shader = env_id, obj_set, protocol, shader
-        self.pack = open_pack(assets)
+        self.pack, self.draws = open_pack(assets), torch.Generator()  # draws: of episodes that nobody names
         self.image_size = (image_size[0], image_size[1])
         self.chosen: list[tuple[int, int, int, int]] = []
-        self.draws = torch.Generator()  # of episodes that nobody names
         sim_config = SimConfig(sim_freq=sim_freq, control_freq=CONTROL_FREQ, spacing=20)
         super().__init__(num_envs=num_envs, sim_config=sim_config, render_backend=render_backend, **kwargs)
 
@@ -101,6 +100,8 @@ class PutOnPlateScene(BaseEnv):
         """Free the old scene at once, without ManiSkill's full garbage collection (175 ms)."""
         self.object = self.receptacle = self.other = None  # type: ignore[assignment]
         if self.scene is None or self.gpu_sim_enabled:
+            self.__dict__.pop("segmentation_id_map", None)  # with the cameras' mounts, the last to hold the old scene
+            self._sensor_configs: dict = {}
             super()._clear()
             return
         for scene in self.scene.sub_scenes:

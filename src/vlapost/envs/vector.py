@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
+from zipfile import BadZipFile
 
 import sapien
 import torch
@@ -175,6 +178,7 @@ def make_env(cfg: EnvConfig, num_envs: int | None = None) -> SceneVector:
     setup_of(cfg)
     _check_devices(cfg)
     if cfg.backend == "gpu":
+        _load_physx()
         return SceneVector([_make_scene(cfg, count)], count)
     return SceneVector([_make_scene(cfg, 1) for _ in range(count)], count)
 
@@ -196,12 +200,31 @@ def _check_devices(cfg: EnvConfig) -> None:
         ) from None
 
 
+def _load_physx() -> None:
+    """Load PhysX for GPUs, which sapien downloads when it is first used: one process at a time."""
+    folder = Path.home() / ".sapien"
+    folder.mkdir(exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            sapien.physx.enable_gpu()
+        except (OSError, BadZipFile) as error:  # no network (requests' errors are OSErrors), or half a download
+            raise UserError(
+                f"env.backend is 'gpu', whose PhysX sapien downloads once into {folder / 'physx'}, and that failed "
+                f"({error}); delete that folder and try again with a network, fill it on another machine, or set "
+                "env.backend=cpu."
+            ) from None
+
+
 def _backends(cfg: EnvConfig) -> tuple[str, str]:
-    """Where ManiSkill simulates and where it renders; both on this process's current device if on the GPU."""
+    """Where ManiSkill simulates and where it renders: on this process's current device if on a GPU.
+
+    Named without a number, the first GPU would draw for all processes, and be made the current one of each.
+    """
+    current = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else RENDER_BACKEND
     if cfg.backend == "gpu":
-        device = f"cuda:{torch.cuda.current_device()}"
-        return device, device
-    return "cpu", RENDER_BACKEND
+        return current, current
+    return "cpu", "cpu" if RENDER_BACKEND == "cpu" else current
 
 
 def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:

@@ -25,15 +25,16 @@ class Graphs:
     def __call__(
         self, function: Function, inputs: tuple[Tensor, ...], constants: tuple[Any, ...]
     ) -> tuple[Tensor, ...]:
-        """`function(*inputs, *constants)`, for CUDA tensors and hashable constants, without gradients."""
+        """`function(*inputs, *constants)`, for tensors of one GPU and hashable constants, without gradients."""
         key = (constants, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
-        if key not in self.recorded:
-            self.recorded[key] = self._record(function, inputs, constants)
-        graph, places, outputs = self.recorded[key]
-        for place, tensor in zip(places, inputs):
-            place.copy_(tensor)
-        graph.replay()
-        return tuple(output.clone() for output in outputs)
+        with torch.cuda.device(inputs[0].device):  # a graph is of the current GPU, and a renderer may have changed that
+            if key not in self.recorded:
+                self.recorded[key] = self._record(function, inputs, constants)
+            graph, places, outputs = self.recorded[key]
+            for place, tensor in zip(places, inputs):
+                place.copy_(tensor)
+            graph.replay()
+            return tuple(output.clone() for output in outputs)
 
     def _record(
         self, function: Function, inputs: tuple[Tensor, ...], constants: tuple[Any, ...]

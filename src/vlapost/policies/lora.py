@@ -10,38 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vlapost.config import UserError
 from vlapost.policies.files import read_json, read_tensors, refuse_pickles
-from vlapost.policies.folded import FoldedLinear
+from vlapost.policies.lora_layers import AdaptedLinear, FoldedLinear
 from vlapost.policies.openvla import OpenVLA
 
 VISION_TARGETS = ["qkv", "proj", "fc1", "fc2", "fc3", "q", "kv"]  # fc1..fc3 also of the projector
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-
-
-class AdaptedLinear(Linear):
-    """PEFT's linear layer with one adapter and no dropout, the product taken in the number type of its input.
-
-    PEFT casts the input of a bfloat16 layer to float32 and keeps that copy for the backward pass, in each of the layers
-    that read it. Here the adapter is rounded for the product instead, and its float32 weights collect the updates.
-    """
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
-        down: Any = self.lora_A["default"].weight
-        up: Any = self.lora_B["default"].weight
-        change = F.linear(F.linear(x, down.to(x.dtype)), (self.scaling["default"] * up).to(x.dtype))
-        return self.base_layer(x) + change
 
 
 def lora_config(network: OpenVLA, rank: int, alpha: int) -> LoraConfig:
@@ -61,7 +45,7 @@ def lora_config(network: OpenVLA, rank: int, alpha: int) -> LoraConfig:
 def add_adapters(network: OpenVLA, rank: int, alpha: int, folded: bool) -> None:
     """Put new adapters into the network in place; they alone become trainable.
 
-    `folded`: base and adapter as one product (`folded.py`), for a base of plain float32 weights.
+    `folded`: base and adapter as one product (`lora_layers.py`), for a base of plain float32 weights.
     """
     config = lora_config(network, rank, alpha)
     config._register_custom_module({nn.Linear: FoldedLinear if folded else AdaptedLinear})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from vlapost.policies.cache import fixed_cache
 from vlapost.policies.checkpoint import STATISTICS, save_openvla, write_json
 from vlapost.policies.features import Features, Sizes
 from vlapost.policies.files import new_folder, read_json, write_tensors
-from vlapost.policies.folded import keep_folded
 from vlapost.policies.graphs import Graphs
 from vlapost.policies.hub import name_of
+from vlapost.policies.lora_layers import keep_fixed
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.preprocess import Preprocess
 from vlapost.policies.prompt import Prompts
@@ -86,8 +86,10 @@ class OpenVLAPolicy(nn.Module):
 
     def fixed_weights(self) -> AbstractContextManager[None]:
         """For a block in which no weight changes, as a rollout: what can be worked out from weights alone is, once."""
+        if self.graphs is not None:  # a recorded graph reads adapters where they lie, and works these out in no time
+            return nullcontext()
         parts = ((n.vision_backbone, n.projector, n.language_model.model) for n in self.networks())
-        return keep_folded(*(module for part in parts for module in part))
+        return keep_fixed(self.network.dtype, *(module for part in parts for module in part))
 
     @torch.no_grad()
     def see(self, observation: Observation) -> Observation:
