@@ -245,6 +245,8 @@ def test_nothing_is_lost_or_doubled_by_thirty_kills(tmp_path: Path, monkeypatch:
         assert ready.wait(60)
         while kill % 3 == 2 and not (tmp_path / ".shard.tmp").exists() and process.is_alive():
             pass  # every third is killed while it writes a shard
+        while kill % 3 == 1 and len(candidates(tmp_path)) == len(stored) and process.is_alive():
+            pass  # and every third after it has stored some
         time.sleep(waits.uniform(0, 0.1 if kill % 3 < 2 else 0.0005))
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -328,6 +330,7 @@ def test_a_shard_is_read_in_full_once_and_again_when_it_has_changed(
         DemoDataset(tmp_path, "none", 0.01, 0.06)
         return len(read)
 
+    monkeypatch.setattr(verified, "RECENT", 1e6)
     assert (times(), times()) == (1, 1)  # written this moment: it could change again unnoticed
     monkeypatch.setattr(verified, "RECENT", 0.0)
     assert (times(), times()) == (1, 0)

@@ -95,6 +95,19 @@ def test_recorded_logprob_is_that_of_the_distribution_drawn_from(
     assert output.action_tokens.unique().numel() > 5  # the noise did decide
 
 
+def test_top_k_draws_from_the_likeliest(policy: OpenVLAPolicy, observation: Observation) -> None:
+    noise = gumbel(3)
+    output = policy.act(observation, noise, 2.0, top_k=5)
+    logits = policy.action_logits(observation, output.action_tokens).detach() / 2.0
+    values, bins = logits.topk(5)
+    place = (bins == output.action_tokens[..., None]).float()
+    assert place.sum(-1).eq(1).all() and place.argmax(-1).unique().numel() > 2  # one of the five, not always the first
+    drawn = (values + noise.gather(2, bins)).argmax(-1)
+    assert torch.equal(place.argmax(-1), drawn)
+    logprob = values.log_softmax(-1).gather(2, drawn[..., None])[..., 0]
+    torch.testing.assert_close(output.logprob, logprob, atol=1e-4, rtol=0)
+
+
 def test_greedy_is_the_argmax(policy: OpenVLAPolicy, observation: Observation) -> None:
     output = policy.act(observation, None, temperature=0.0)
     logits = policy.action_logits(observation, output.action_tokens)

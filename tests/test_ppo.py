@@ -80,6 +80,15 @@ def test_the_value_after_the_time_limit_counts_if_asked_for():
     assert return_.tolist() == pytest.approx([1.0224, 1.27, 1.45], abs=1e-12)
 
 
+def test_advantages_have_mean_zero_and_deviation_one():
+    # 0.28912, 0.346, 0.3: mean 0.311707; from it -0.022587, 0.034293, -0.011707; mean square 0.000607739
+    advantage, return_ = judged(normalise_advantage=True)
+    deviation = math.sqrt(0.000607739) + 1e-5
+    expected = [-0.022587 / deviation, 0.034293 / deviation, -0.011707 / deviation]
+    assert advantage.tolist() == pytest.approx(expected, rel=1e-3)
+    assert return_.tolist() == pytest.approx([0.78912, 0.946, 1.0], abs=1e-6)
+
+
 def test_advantages_without_spread_are_zero():
     # gamma 0, and every reward 0.5 above the value: all advantages are 0.5
     advantage, _ = judged(VALUE + 0.5, gamma=0.0, normalise_advantage=True)
@@ -114,9 +123,9 @@ def test_imitation_has_its_weight_and_gives_every_weight_a_gradient():
 
 
 def test_gae_keeps_episodes_apart():
-    reward, value = torch.rand(10, 3), torch.rand(10, 3)
-    last = torch.rand(3)
-    done = torch.rand(10, 3) < 0.2
+    generator = torch.Generator().manual_seed(0)
+    reward, value, chance = torch.rand(3, 10, 3, generator=generator)
+    last, done = torch.rand(3, generator=generator), chance < 0.2
     together, _ = gae(reward, value, last, done, 0.99, 0.95)
     for e in range(3):
         own = slice(e, e + 1)

@@ -72,8 +72,8 @@ def terminate(child: subprocess.Popen[bytes]) -> None:
         for process in training:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
-        assert not psutil.wait_procs(training, timeout=20)[1], "a training process ignores SIGTERM"
-        assert child.wait(20) != 0
+        assert not psutil.wait_procs(training, timeout=LIMIT)[1], "a training process ignores SIGTERM"
+        assert child.wait(LIMIT) != 0
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -84,11 +84,12 @@ def test_killed_and_continued(root: Path) -> None:
     run = root / "lightning_logs/small"
     first = start(root, WORDS, root / "first.log")
     wait_for(run / "ppo/checkpoints/iteration00000.ckpt", first, root / "first.log")
+    orphans = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.wait()
     warmed = (run / "sft/adapter/adapter_model.safetensors").stat().st_mtime_ns
     evaluated = (run / "evaluation-before/report.json").stat().st_mtime_ns
-    time.sleep(5)  # its training processes notice and leave
+    assert not psutil.wait_procs(orphans, timeout=LIMIT)[1], "a training process outlives its recipe"
     again = start(root, WORDS, root / "again.log")
     wait_for(run / "ppo/checkpoints/iteration00001.ckpt", again, root / "again.log")
     terminate(again)
