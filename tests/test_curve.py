@@ -47,7 +47,7 @@ def test_stages_of_a_small_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert [product for _, product in products] == ["sft/adapter", "sft/adapter", "ppo/adapter", *evaluated]
     assert products[0][0] == "demonstrations"  # which nothing needs once the warm-up is there
     assert drawn[:3] == [
-        {"few": "training setup", "test": "unseen objects and tables"},
+        {"few": "training setup (few)", "test": "unseen objects and tables"},
         {0: 0, 1600: 10, 3200: 20, 26 * 160: 26},
         "SFT 140",
     ]

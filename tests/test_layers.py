@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "limits": {"schema"},
     "config": {"schema", "limits"},
     "cli": {"config"},
-    "drivers": set(),
+    "drivers": {"config"},
     "disk": {"config"},
     "assets": {"config", "contracts", "drivers", "disk"},
     "envs": {"config", "contracts", "assets", "drivers"},

@@ -108,7 +108,7 @@ def sets_of(base: Config) -> dict[str, str]:
     check_evaluation(base)
     if base.env.obj_set in UNSEEN:
         raise UserError(f"env.obj_set is '{base.env.obj_set}', which has the unseen objects in it; name another.")
-    sets = {base.env.obj_set: "training setup", "test": "unseen objects and tables"}
+    sets = {base.env.obj_set: f"training setup ({base.env.obj_set})", "test": "unseen objects and tables"}
     evaluate.ids_of(on(base, "test"))
     return sets
 

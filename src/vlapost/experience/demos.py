@@ -35,7 +35,7 @@ class DemoDataset:
     """N samples (observation, action) from the first `episodes` demonstrations of a folder.
 
     The demonstrations are counted in the order of their attempts, so a smaller number is always a subset of a larger
-    one. Images stay on disk and are memory-mapped; only the small arrays are held (4 kB per demonstration).
+    one. Images stay on disk and are memory-mapped; only the small arrays are held (5 kB per demonstration).
 
     Args:
         folder: of the shards.
