@@ -125,7 +125,7 @@ def test_killed_and_continued(root: Path) -> None:
     assert "started with other settings (seed: was 0, now 1)" in third.stderr
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "tpo", "ppo_dimension"])
+@pytest.mark.parametrize("name", ["ppo", "grpo", "tpo", "ppo_dimension", "ppo_falling"])
 def test_a_file_of_ones_own_is_of_rl_alone(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The warm-up and the evaluations do not read it."""
     stages.refuse_for_rl_alone(name, config.load(name), config.load("base", [f"run={config.load(name).run}"]))
