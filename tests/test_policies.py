@@ -21,6 +21,7 @@ from vlapost.experience.collect import Stopwatch, collect
 from vlapost.policies import lora
 from vlapost.policies.action_tokens import ActionTokens
 from vlapost.policies.cache import fixed_cache
+from vlapost.policies.graphs import Graphs
 from vlapost.policies.load import load_full_policy, load_policy
 from vlapost.policies.lora_layers import AdaptedLinear, FoldedLinear
 from vlapost.policies.policy import OpenVLAPolicy, save_policy
@@ -366,7 +367,8 @@ def test_recorded_decoding_is_the_same_and_follows_the_weights(checkpoint: Path,
     graphed.load_state_dict(plain.state_dict())
     for _ in range(2):
         for noise in (gumbel(3), None):
-            one, other = plain.act(observation, noise), graphed.act(observation, noise)
+            with plain.fixed_weights(), graphed.fixed_weights():
+                one, other = plain.act(observation, noise), graphed.act(observation, noise)
             assert torch.equal(one.action_tokens, other.action_tokens)
             torch.testing.assert_close(one.logprob, other.logprob, atol=0.05, rtol=0)
         for policy in (plain, graphed):
@@ -374,6 +376,14 @@ def test_recorded_decoding_is_the_same_and_follows_the_weights(checkpoint: Path,
                 for parameter in policy.adapter_parameters():
                     parameter.add_(0.01)
     assert len(graphed.graphs.recorded) == 1
+
+
+def test_a_graph_reads_the_adapters_themselves(checkpoint: Path) -> None:
+    """Not what `fixed_weights` keeps of them, which is another tensor in every block."""
+    policy = make(checkpoint, torch.bfloat16)
+    policy.graphs = Graphs()
+    with policy.fixed_weights():
+        assert all(m.kept is None for m in policy.modules() if isinstance(m, AdaptedLinear))
 
 
 def test_a_graph_without_a_gpu_is_refused(checkpoint: Path) -> None:

@@ -452,6 +452,7 @@ def test_actions_that_the_base_cannot_say_are_told(tiny: Path):
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tiny: Path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"There are 2 GPU\(s\), but PyTorch .* cannot use them with this"):
         runs.check(config.load("ppo"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -36,8 +36,6 @@ def start(cfg: Config) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(os.getpid() % torch.cuda.device_count())  # scenes are drawn on the current one
     Worker.cfg = cfg
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the collecting command answers
     end_with_parent()
@@ -45,10 +43,15 @@ def start(cfg: Config) -> None:
 
 def tools() -> tuple[SceneVector, ArmPlanner]:
     """This process's environment and planner, built by its first attempt so that an error reaches the user."""
+    import torch
+
+    from vlapost.drivers import RENDER_BACKEND
     from vlapost.envs.vector import make_env
     from vlapost.planner.motion import ArmPlanner
 
     if Worker.tools is None:
+        if RENDER_BACKEND == "gpu" and torch.cuda.is_available():
+            torch.cuda.set_device(os.getpid() % torch.cuda.device_count())  # scenes are drawn on the current one
         env = make_env(Worker.cfg.env, num_envs=1)
         Worker.tools = env, ArmPlanner(env.scenes[0].pack)
     return Worker.tools

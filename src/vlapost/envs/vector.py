@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import sapien
 import torch
 from mani_skill.envs.utils.system.backend import parse_sim_and_render_backend
+from requests import RequestException
 from torch import Tensor
 
 from vlapost.config import EnvConfig, UserError
@@ -208,11 +209,16 @@ def _load_physx() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             sapien.physx.enable_gpu()
-        except (OSError, BadZipFile) as error:  # no network (requests' errors are OSErrors), or half a download
+        except (RequestException, BadZipFile) as error:
             raise UserError(
                 f"env.backend is 'gpu', whose PhysX sapien downloads once into {folder / 'physx'}, and that failed "
                 f"({error}); delete that folder and try again with a network, fill it on another machine, or set "
                 "env.backend=cpu."
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"env.backend is 'gpu', whose PhysX could not be loaded ({error}); if the file named is in "
+                f"{folder / 'physx'}, delete it and try again, else install it, or set env.backend=cpu."
             ) from None
 
 
@@ -221,10 +227,10 @@ def _backends(cfg: EnvConfig) -> tuple[str, str]:
 
     Named without a number, the first GPU would draw for all processes, and be made the current one of each.
     """
+    if RENDER_BACKEND == "cpu":
+        return "cpu", "cpu"
     current = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else RENDER_BACKEND
-    if cfg.backend == "gpu":
-        return current, current
-    return "cpu", "cpu" if RENDER_BACKEND == "cpu" else current
+    return current if cfg.backend == "gpu" else "cpu", current
 
 
 def _make_scene(cfg: EnvConfig, num_envs: int) -> PutOnPlateScene:

@@ -61,13 +61,13 @@ class AdaptedLinear(Linear):
 
 @contextmanager
 def keep_fixed(dtype: torch.dtype, *modules: nn.Module) -> Iterator[None]:
-    """Until the block ends, every layer below `modules` works with inputs of `dtype` and has no gradient."""
+    """Until the block ends, every layer below `modules` works with inputs of `dtype`, and its weights have to stay."""
     kinds = (FoldedLinear, AdaptedLinear)
     layers: list[Any] = [layer for module in modules for layer in module.modules() if isinstance(layer, kinds)]
     try:
         with torch.no_grad():
             for layer in layers:
-                layer.kept = layer.fixed(dtype)
+                layer.kept = layer.fixed(dtype)  # within the block nobody asks for gradients
         yield
     finally:
         for layer in layers:
