@@ -203,7 +203,7 @@ def test_first_minibatch_has_ratio_one(tiny: Path):
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("lowering_pays")
-def test_critic_learns_and_videos_and_scalars_are_written(tiny: Path, tmp_path: Path):
+def test_videos_and_scalars_are_written(tiny: Path, tmp_path: Path):
     words = [*PPO, "trainer.eval_every=1", "trainer.eval_episodes=2", "trainer.video_episodes=1"]
     fit(settings("ppo", words, tiny, 1), tmp_path / "ppo")
     events = EventAccumulator(str(tmp_path / "ppo")).Reload()
@@ -218,6 +218,27 @@ def test_critic_learns_and_videos_and_scalars_are_written(tiny: Path, tmp_path: 
     assert events.Scalars("train/ratio_first")[0].value == pytest.approx(1.0, abs=1e-3)
     assert "val/episodes" in events.Tags()["images"]
     assert len(list((tmp_path / "ppo/videos").glob("*.mp4"))) == 1
+
+
+def test_the_critic_learns_to_tell_pictures_apart(tiny: Path):
+    """Two kinds of pictures with returns 0 and 1; the policy loss is switched off."""
+    words = ["algorithm.policy_coef=0", "algorithm.value_coef=1", "algorithm.value_clip=10", "optim.value_lr=3e-3"]
+    cfg = settings("ppo", [*PPO, *words], tiny, 1)
+    policy = build_policy(cfg)
+    module = build_module(cfg, policy)
+    module.log_dict = lambda *a, **k: None  # type: ignore[method-assign,assignment]
+    return_, nothing = torch.tensor([0.0, 1.0] * 4), torch.zeros(8)
+    image = (60 + 120 * return_).to(torch.uint8).view(8, 1, 1, 1).expand(8, 128, 128, 3)
+    batch = RolloutBatch(
+        Observation(image, ("put carrot on plate",) * 8), torch.full((8, 7), 9), torch.zeros(8, 7),
+        value=nothing, advantage=nothing, return_=return_,
+    )  # fmt: skip
+    optimizer = module.configure_optimizers()["optimizer"]
+    for _ in range(20):
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+    assert (policy.value(batch.observation).detach() - return_).abs().max() < 0.2
 
 
 def test_sft_lowers_its_loss_and_changes_only_the_adapter(tiny: Path):
