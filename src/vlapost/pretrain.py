@@ -177,7 +177,7 @@ def write_log(folder: Path, path: Path) -> None:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     found = events.Tags()["scalars"]
-    tags = [t for t in found if t.startswith(("train/", "val/")) and t not in EACH_STEP]
+    tags = [t for t in sorted(found) if t.startswith(("train/", "val/")) and t not in EACH_STEP]
     rows: dict[int, dict[str, float]] = {}
     for tag in tags:
         for event in events.Scalars(tag):
