@@ -29,8 +29,8 @@ from vlapost.policies.vit import ViTSizes
 torch.set_num_threads(1)
 FIXTURE = Path(__file__).parent / "fixtures" / "oracle"
 FEATURES = 1e-5
-# The recorded float32 logits lie 2.6e-5 from the same network in float64 (their spread is 2.8), so two right results may
-# lie twice that apart. On cores like those they were recorded on, ours add up in the same order and are nearer.
+# The recorded float32 logits lie 2.6e-5 from the same network in float64 (their spread is 2.8), so two right results
+# may lie twice that apart. On cores like those they were recorded on, ours add up in the same order and are nearer.
 LOGITS = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-4
 NAMES = ("a", "b", "c", "d")
 
