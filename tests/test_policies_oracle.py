@@ -28,10 +28,11 @@ from vlapost.policies.vit import ViTSizes
 
 torch.set_num_threads(1)
 FIXTURE = Path(__file__).parent / "fixtures" / "oracle"
-FEATURES = 1e-5
-# The recorded float32 logits lie 2.6e-5 from the same network in float64 (their spread is 2.8), so two right results
-# may lie twice that apart. On cores like those they were recorded on, ours add up in the same order and are nearer.
-LOGITS = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-4
+FEATURES = MEANS = 1e-5
+# Between logits added up in two orders: 2e-5 of their spread. The recorded ones lie 2.6e-5 from ours in float64.
+REORDERED = 5.69e-5
+# On cores like those they were recorded on, ours add up in the same order.
+LOGITS = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else REORDERED
 NAMES = ("a", "b", "c", "d")
 
 
@@ -127,11 +128,11 @@ def test_teacher_forced(policy: OpenVLAPolicy, observation: Observation, expecte
     evaluation = policy.evaluate(observation, bins)
     close(evaluation.logprob, expected["forced.logprob_256"], LOGITS)
     close(evaluation.logprob, expected["rl.eval_forced.logprob_per_token"], LOGITS)
-    close(evaluation.entropy.mean(1), expected["rl.eval_forced.entropy_mean"][:, 0], LOGITS)
+    close(evaluation.entropy.mean(1), expected["rl.eval_forced.entropy_mean"][:, 0], MEANS)
     close(evaluation.value, expected["rl.eval_forced.values"][:, 0], FEATURES)
     close(policy.value(observation), expected["rl.get_value"][:, 0], FEATURES)
     loss = F.cross_entropy(policy.action_logits(observation, bins).flatten(0, 1), bins.flatten())
-    close(loss, -expected["forced.logprob_256"].mean(), LOGITS)
+    close(loss, -expected["forced.logprob_256"].mean(), MEANS)
 
 
 @pytest.mark.parametrize("kind", ["greedy", "forced"])
@@ -148,7 +149,7 @@ def test_every_piece_of_the_studys_evaluation(
     close(features.hidden[:, 0], expected["rl.get_hidden"][:, 0], FEATURES)  # of the last three layers, the last first
     close(judged.logprob, expected[f"rl.eval_{kind}.logprob_per_token"], LOGITS)
     close(judged.logprob.sum(1), expected[f"rl.eval_{kind}.logprob_sum"][:, 0], LOGITS)
-    close(judged.entropy.mean(1), expected[f"rl.eval_{kind}.entropy_mean"][:, 0], LOGITS)
+    close(judged.entropy.mean(1), expected[f"rl.eval_{kind}.entropy_mean"][:, 0], MEANS)
     close(judged.value, expected[f"rl.eval_{kind}.values"][:, 0], FEATURES)
 
 
@@ -236,15 +237,15 @@ def whole_vocabulary_loss(
 def test_sft_loss(
     policy: OpenVLAPolicy, adapted: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]
 ) -> None:
-    close(whole_vocabulary_loss(policy, observation, expected)[None], expected["sft.loss"], LOGITS)
-    close(whole_vocabulary_loss(adapted, observation, expected)[None], expected["lora.sft.loss"], LOGITS)
+    close(whole_vocabulary_loss(policy, observation, expected)[None], expected["sft.loss"], MEANS)
+    close(whole_vocabulary_loss(adapted, observation, expected)[None], expected["lora.sft.loss"], MEANS)
 
 
 def test_adapter(adapted: OpenVLAPolicy, observation: Observation, expected: dict[str, torch.Tensor]) -> None:
     features = adapted.features(observation, 31999 - expected["forced.tokens"])
     close(features.patches, expected["lora.vision.patch_features"], FEATURES)
     logits = action_range("lora.forced.logits_action_range", expected)
-    close(features.logits, logits, 2e-5 * float(logits.std()))  # W + s B A in one product adds up in another order
+    close(features.logits, logits, REORDERED)  # W + s B A in one product
 
 
 def test_adapter_as_two_products(
