@@ -50,7 +50,8 @@ def run(words: list[str]) -> None:
         report["acting"] = show("Acting, OpenVLA-7B", acting(FULL, "cuda", ACTING, peak))
         report["learning"] = show("Learning, OpenVLA-7B", learning(FULL, "cuda", LEARNING, peak))
     else:
-        report["device"] = "cpu"
+        torch.set_num_threads(1)
+        report |= {"device": "cpu", "threads": 1}
         report["generate"] = show("Seven tokens against generate()", against_generate(SMALL, ON_CPU))
         report["logits"] = show("Log-probabilities against all logits", against_all_logits(SMALL, ON_CPU[-1]))
         report["memory"] = show("Memory of a training step", against_everything_kept(SMALL, 8))

@@ -123,9 +123,10 @@ def test_pictures_are_640x480_and_show_the_same_table(pack: Pack) -> None:
 
 
 def test_a_second_generation_is_identical(pack: Pack, tmp_path: Path) -> None:
-    """Fails too when the drawing code has changed and VERSION has not."""
+    """Fails too when the drawing code has changed since this machine drew the pack, and VERSION has not."""
     procedural.generate(tmp_path)
     write_manifest(tmp_path)
+    write_manifest(tmp_path)  # once more: it does not list itself
     assert (tmp_path / "manifest.json").read_text() == (pack.root / "manifest.json").read_text()
 
 
@@ -153,7 +154,7 @@ def test_a_world_is_drawn_by_kind_and_number_alone(tmp_path: Path) -> None:
                 bounds = trimesh.load(world / folder / id_ / file, force="mesh", process=False).bounds
                 np.testing.assert_allclose(bounds, box, atol=1e-4, err_msg=f"{id_}/{file}")
             if folder == "objects":
-                assert min(np.ptp(box, axis=0)[:2]) < 0.074, id_  # the gripper opens to 74 mm
+                assert min(np.ptp(box, axis=0)[:2]) < 0.052, id_  # the gripper opens to 52 mm
     assert cv2.imread(str(world / "tables/001_table.png")).shape == (480, 640, 3)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from vlapost import config, evaluate, recipe, stages
 from vlapost.config import ROOT, UserError
 from vlapost.evaluation.summary import write_json
+from vlapost.runs import known_key
 from vlapost.train import newest_checkpoint
 
 WORDS = [
@@ -176,6 +178,22 @@ def test_rl_starts_from_an_adapter_that_is_given(monkeypatch: pytest.MonkeyPatch
     (said,) = (c.cell_contents for c in rl.__closure__ if isinstance(c.cell_contents, tuple))  # type: ignore[attr-defined]
     assert said[-1] == f"policy.adapter={tmp_path}/mine"
     assert not (tmp_path / "project/lightning_logs/ppo/sft").exists()
+
+
+def test_the_base_is_scored_with_the_action_statistics_that_came_with_the_adapter(root: Path) -> None:
+    """What `make import-demos` has written is in the adapter's folder alone."""
+    mine = root / "mine"
+    mine.mkdir()
+    words = [f"policy.checkpoint={root}/models/tiny", f"policy.adapter={mine}", "policy.unnorm_key=theirs"]
+    cfg = config.load("base", words)
+    assert stages.of_adapter(cfg, None).policy.statistics == ""
+    (known,) = json.loads((root / "models/tiny/dataset_statistics.json").read_text()).values()
+    write_json(mine / "dataset_statistics.json", {"theirs": known})
+    base = stages.of_adapter(cfg, None)
+    assert (base.policy.adapter, base.policy.statistics) == ("", str(mine))
+    known_key(base)
+    with pytest.raises(UserError, match="'theirs' is not in the checkpoint's statistics"):
+        known_key(replace(base, policy=replace(base.policy, statistics="")))
 
 
 def test_scores_of_an_adapter_that_was_trained_on_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The data that flows between simulator, policy, experience and algorithms, and the two interfaces they meet at.
+"""The data that flows between simulator, policy, experience and algorithms, and the interfaces they meet at.
 
 Shape legend (used as a suffix where a shape is not obvious, `reward_TE`):
 

@@ -156,8 +156,14 @@ def perform(folder: Path, stages: list[Stage]) -> dict[str, float]:
 
 
 def of_adapter(cfg: Config, adapter: Path | None) -> Config:
-    """The settings with an adapter (None: the checkpoint without one)."""
-    return replace(cfg, policy=replace(cfg.policy, adapter=below_root(adapter) if adapter else ""))
+    """The settings with an adapter (None: the checkpoint alone, with the action statistics of `policy.adapter`)."""
+    from vlapost.policies.checkpoint import STATISTICS
+
+    p = cfg.policy
+    if adapter:
+        return replace(cfg, policy=replace(p, adapter=below_root(adapter)))
+    own = p.adapter if p.adapter and (ROOT / p.adapter / STATISTICS).is_file() else ""
+    return replace(cfg, policy=replace(p, adapter="", statistics=p.statistics or own))
 
 
 def evaluation(cfg: Config, adapter: Path | None, folder: Path) -> Callable[[], object]:

@@ -147,13 +147,14 @@ def sha256(path: Path) -> str:
 
 
 def write_manifest(root: Path) -> None:
-    """Write `manifest.json`: path, checksum and size of every file below `root`, sorted by path."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    """Write `manifest.json`: path, checksum and size of every other file below `root`, sorted by path."""
+    manifest = root / "manifest.json"
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path != manifest)
     entries = [
         {"path": path.relative_to(root).as_posix(), "sha256": sha256(path), "bytes": path.stat().st_size}
         for path in files
     ]
-    (root / "manifest.json").write_text(json.dumps({"files": entries}, indent=1) + "\n")
+    manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n")
 
 
 def _generated_root(name: str) -> Path:

@@ -296,5 +296,5 @@ class PutOnPlateScene(BaseEnv):
 
 
 for _env_id, _sets in declare("v2").items():
-    _task = _sets["train"].task
+    _task = next(iter(_sets.values())).task
     register_env(_env_id, max_episode_steps=_task.steps, env_id=_env_id, assets=_task.packs[0])(PutOnPlateScene)

@@ -3,8 +3,8 @@
 One image and one instruction give seven tokens of 256 bins each, drawn one after another. The critic, if there is one,
 reads the hidden state h0 after the final norm at the position that predicts the first of them (paper section 4.1), or,
 to compare (paper Fig. 4b), the one that predicts the last (hn), all seven, or h0 of a second network with adapters of
-its own over the same frozen weights. Or (`state`, not in the paper) it is told what the simulator knows; it is thrown
-away after training, and the actor sees pictures (Pinto et al. 2017, asymmetric actor-critic).
+its own over the same frozen weights. Or (`state`, not in the paper) it is told what the simulator knows; the actor
+sees pictures and needs no critic (Pinto et al. 2017, asymmetric actor-critic).
 
 Left out of the study's own policy: its hidden top-k of 50 when sampling, and recording the log-probability of another
 distribution than the one sampled from.

@@ -2,7 +2,7 @@
 
 Every body and table follows from its kind and number alone. None is taken from the benchmark: shapes come from a dozen
 families of solids with random proportions, colours and patterns, tables from random materials. Bodies keep to sizes
-that the gripper can hold (it opens to 74 mm) and that the benchmark's receptacles have.
+that the gripper can hold (it opens to 52 mm) and that the benchmark's receptacles have.
 """
 
 from __future__ import annotations
