@@ -370,7 +370,10 @@ def test_rejudged_rollouts_hold_the_learners_numbers():
 
 
 class Countdown:
-    """Two scenes of at most four steps; episode n succeeds at its n-th step. The picture is 10 n + the step."""
+    """Two scenes of at most four steps; episode n succeeds at its n-th step, loses that and has it again from n + 2 on.
+
+    The picture is 10 n + the step.
+    """
 
     num_envs, steps = 2, 4
 
@@ -388,32 +391,35 @@ class Countdown:
 
     def step(self, action):
         self.age += 1
-        now = self.age == self.ids
+        now = (self.age == self.ids) | (self.age > self.ids + 1)
         return Step(self.see(), now.float(), Metrics(now, now, now, now), bool((self.age >= 4).all()))
 
 
+class Zeros:
+    """A policy of which the actions do not matter; values are what the picture says."""
+
+    def fixed_weights(self):
+        return nullcontext()
+
+    def see(self, observation):
+        return observation
+
+    def act(self, observation, noise, temperature):
+        tokens = torch.zeros(2, 7, dtype=torch.int64)
+        return PolicyOutput(tokens, tokens.float(), torch.zeros(2))
+
+    def decode(self, tokens):
+        return tokens.float()
+
+    def value(self, observation):
+        return observation.image[:, 0, 0, 0].float()
+
+
 def test_an_episode_that_ends_at_success_makes_room_for_the_next():
-    class Any:
-        def fixed_weights(self):
-            return nullcontext()
-
-        def see(self, observation):
-            return observation
-
-        def act(self, observation, noise, temperature):
-            tokens = torch.zeros(2, 7, dtype=torch.int64)
-            return PolicyOutput(tokens, tokens.float(), torch.zeros(2))
-
-        def decode(self, tokens):
-            return tokens.float()
-
-        def value(self, observation):
-            return observation.image[:, 0, 0, 0].float()
-
     following = iter([9, 3, 1])
     r = collect(
-        Countdown(), Any(), torch.tensor([2, 1]), seeded(0), 1.0, Stopwatch(),  # type: ignore[arg-type]
-        another=lambda count: torch.tensor([next(following) for _ in range(count)]),
+        Countdown(), Zeros(), torch.tensor([2, 1]), seeded(0), 1.0, Stopwatch(),  # type: ignore[arg-type]
+        success_steps=1, another=lambda count: torch.tensor([next(following) for _ in range(count)]),
     )  # fmt: skip
     # scene 0: episode 2 ends at step 2, then 3 (cut); scene 1: episode 1 ends at step 1, then 9 (cut)
     assert r.image[:, :, 0, 0, 0].T.tolist() == [[20, 21, 30, 31], [10, 90, 91, 92]]
@@ -425,3 +431,15 @@ def test_an_episode_that_ends_at_success_makes_room_for_the_next():
     ]
     assert r.last_value.tolist() == [32, 93]
     assert r.metrics.success.tolist() == [True, True, False, False]  # two that ended, two that were cut
+
+
+def test_an_episode_ends_when_success_has_lasted():
+    r = collect(
+        Countdown(), Zeros(), torch.tensor([0, 1]), seeded(0), 1.0, Stopwatch(),  # type: ignore[arg-type]
+        success_steps=2, another=lambda count: torch.full((count,), 9),
+    )  # fmt: skip
+    # scene 0: success at steps 2 and 3 ends episode 0, then 9; scene 1: at steps 1, 3 and 4
+    assert r.reward.T.tolist() == [[0, 1, 1, 0], [1, 0, 1, 1]]
+    assert r.done.T.tolist() == [[False, False, True, False], [False, False, False, True]]
+    assert r.image[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 90]
+    assert r.metrics.success.tolist() == [True, False, True]

@@ -16,8 +16,8 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "seed", "demos.seed", "demos.views", "demos.held_out", "demos.min_translation", "demos.min_rotation",
-    "experience.approach_reward", "algorithm.soft_targets", "algorithm.policy_coef", "algorithm.value_coef",
-    "algorithm.imitation_coef", "algorithm.target_kl",
+    "experience.approach_reward", "experience.success_steps", "algorithm.soft_targets", "algorithm.policy_coef",
+    "algorithm.value_coef", "algorithm.imitation_coef", "algorithm.target_kl",
     "optim.lr", "optim.value_lr", "optim.weight_decay", "optim.grad_clip", "optim.warmup_steps",
     "trainer.devices", "trainer.eval_every", "trainer.eval_episodes", "trainer.video_episodes", "trainer.patience",
     "evaluation.videos", "evaluation.temperature", "grounding.position_coef", "grounding.segmentation_coef",
@@ -56,7 +56,7 @@ READ_BY = {  # settings that only some learning rules read; of others they must 
     **{"algorithm.advantage": ("grpo",), "algorithm.beta": ("tpo",), "algorithm.soft_targets": ("sft", "ppo")},
     **dict.fromkeys((*(f"policy.{key}" for key in OF_ADAPTERS), "trainer.precision"), ("sft", "ppo", "grpo", "tpo")),
 }
-OF_ROLLOUTS = ("rounds", "passes", "same_start", "approach_reward", "end_at_success", "temperature", "rejudge")
+OF_ROLLOUTS = ("rounds", "passes", "same_start", "approach_reward", "success_steps", "temperature", "rejudge")
 OF_SOURCE = {
     "rollout": tuple(f"experience.{key}" for key in OF_ROLLOUTS),
     "demos": ("experience.demo_steps", "experience.augment", "algorithm.imitation_coef", "algorithm.soft_targets"),
@@ -128,12 +128,13 @@ def check_values(config: Config) -> None:
         raise UserError("experience.rejudge is true, but TPO works its log-probabilities out itself; set it to false.")
     if critic == "separate" and config.policy.quantize == "int8":
         raise UserError("policy.critic=separate cannot share weights of policy.quantize=int8; use nf4 or none.")
-    if config.experience.end_at_success and (name != "ppo" or config.env.backend == "gpu"):
-        raise UserError("experience.end_at_success is true, which needs PPO and env.backend=cpu; set it to false.")
-    if config.experience.end_at_success and config.experience.same_start > 1:
-        raise UserError("experience.end_at_success draws new starts as it goes; set experience.same_start to 1.")
-    if config.experience.end_at_success and config.algorithm.bootstrap_truncation:
-        raise UserError("experience.end_at_success cuts episodes itself; set algorithm.bootstrap_truncation to false.")
+    if held := config.experience.success_steps:
+        if name != "ppo" or config.env.backend == "gpu":
+            raise UserError(f"experience.success_steps is {held}, which needs PPO and env.backend=cpu; set it to 0.")
+        if config.experience.same_start > 1:
+            raise UserError("experience.success_steps draws new starts as it goes; set experience.same_start to 1.")
+        if config.algorithm.bootstrap_truncation:
+            raise UserError("experience.success_steps cuts episodes; set algorithm.bootstrap_truncation to false.")
     if name == "pretrain" and config.demos.held_out:
         raise UserError(f"demos.held_out is {config.demos.held_out}, but pretraining keeps none back; leave it 0.")
     watched = config.demos.held_out and config.trainer.eval_every and "demos" in schedule

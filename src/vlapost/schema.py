@@ -81,7 +81,7 @@ class ExperienceConfig:
     passes: int
     same_start: int
     approach_reward: float
-    end_at_success: bool
+    success_steps: int
     temperature: float
     rejudge: bool
     augment: bool

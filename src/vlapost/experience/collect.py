@@ -45,17 +45,19 @@ def collect(
     temperature: float,
     watch: Stopwatch,
     on_step: Callable[[int], None] = lambda steps: None,
+    success_steps: int = 0,
     another: Callable[[int], Tensor] | None = None,
 ) -> Rollout:
     """Run the episodes `episode_ids` `[rounds * E]`, E at a time, and stack them along the E axis.
 
     Args:
         on_step: hears how many control steps were done.
-        another: gives that many episode ids. If there is one, an episode ends at success and another begins in its
-            place; what is not finished after as many steps as an episode may have is cut.
+        success_steps: an episode ends when it has succeeded for so many steps in a row, and another begins in its
+            place; what is not finished after as many steps as an episode may have is cut. 0: none ends early.
+        another: gives that many episode ids.
     """
     with policy.fixed_weights():
-        rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step, another)
+        rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step, success_steps, another)
                   for ids in episode_ids.split(env.num_envs)]  # fmt: skip
     return rounds[0] if len(rounds) == 1 else _concatenate(rounds)
 
@@ -68,6 +70,7 @@ def _episodes(
     temperature: float,
     watch: Stopwatch,
     on_step: Callable[[int], None],
+    success_steps: int,
     another: Callable[[int], Tensor] | None,
 ) -> Rollout:
     with watch("simulation"):
@@ -76,6 +79,7 @@ def _episodes(
     instruction: list[tuple[str, ...]] = []
     finished: list[Metrics] = []
     age = torch.zeros(len(episode_ids), dtype=torch.int64)
+    lasted = torch.zeros_like(age)  # steps of success in a row
     for t in range(1, env.steps + 1):
         with watch("inference"):
             observation = policy.see(observation)
@@ -92,8 +96,9 @@ def _episodes(
             step = env.step(action)
         age += 1
         done = age >= env.steps
-        if another is not None:
-            done = done | step.metrics.success.cpu()
+        if success_steps:
+            lasted = (lasted + 1) * step.metrics.success.cpu()
+            done = done | (lasted >= success_steps)
         ends = torch.ones_like(done) if t == env.steps else done
         if bool(ends.any()):
             finished.append(Metrics(*(getattr(step.metrics, name).cpu()[ends] for name in MEASURES)))
@@ -102,7 +107,7 @@ def _episodes(
             which = done.nonzero()[:, 0]
             with watch("simulation"):
                 observation = env.restart(which, another(len(which)))
-            age[which] = 0
+            age[which] = lasted[which] = 0
         device = output.value.device
         for name, value in (
             ("action_tokens", output.action_tokens),

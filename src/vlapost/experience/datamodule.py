@@ -146,10 +146,11 @@ class ExperienceModule(L.LightningDataModule):
         c, ids = self.config, self._starts()
         assert self.env is not None and self.trainer is not None
         world = self.trainer.world_size
-        another = partial(self.simulation.draw, generator=generator) if c.experience.end_at_success else None
+        another = partial(self.simulation.draw, generator=generator)
         rollout = collect(
-            self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step, another
-        )
+            self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step,
+            c.experience.success_steps, another,
+        )  # fmt: skip
         if c.experience.rejudge:
             with self.watch("inference"):
                 rollout = rejudge(rollout, self.policy, c.optim.batch_size, c.experience.temperature)
