@@ -42,6 +42,8 @@ def run(words: list[str]) -> None:
     outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
     if len(outs) != len(words):
         raise UserError("The only setting is out=FILE.json.")
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
     report: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         report["device"] = torch.cuda.get_device_name()
@@ -50,8 +52,7 @@ def run(words: list[str]) -> None:
         report["acting"] = show("Acting, OpenVLA-7B", acting(FULL, "cuda", ACTING, peak))
         report["learning"] = show("Learning, OpenVLA-7B", learning(FULL, "cuda", LEARNING, peak))
     else:
-        torch.set_num_threads(1)
-        report |= {"device": "cpu", "threads": 1}
+        report["device"] = "cpu"
         report["generate"] = show("Seven tokens against generate()", against_generate(SMALL, ON_CPU))
         report["logits"] = show("Log-probabilities against all logits", against_all_logits(SMALL, ON_CPU[-1]))
         report["memory"] = show("Memory of a training step", against_everything_kept(SMALL, 8))

@@ -45,19 +45,19 @@ def collect(
     temperature: float,
     watch: Stopwatch,
     on_step: Callable[[int], None] = lambda steps: None,
-    success_steps: int = 0,
     another: Callable[[int], Tensor] | None = None,
+    success_steps: int = 1,
 ) -> Rollout:
     """Run the episodes `episode_ids` `[rounds * E]`, E at a time, and stack them along the E axis.
 
     Args:
         on_step: hears how many control steps were done.
-        success_steps: an episode ends when it has succeeded for so many steps in a row, and another begins in its
-            place; what is not finished after as many steps as an episode may have is cut. 0: none ends early.
-        another: gives that many episode ids.
+        another: gives that many episode ids. If there is one, an episode ends at success and another begins in its
+            place; what is not finished after as many steps as an episode may have is cut.
+        success_steps: for how many steps in a row success has to last for that, 1 or more.
     """
     with policy.fixed_weights():
-        rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step, success_steps, another)
+        rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step, another, success_steps)
                   for ids in episode_ids.split(env.num_envs)]  # fmt: skip
     return rounds[0] if len(rounds) == 1 else _concatenate(rounds)
 
@@ -70,8 +70,8 @@ def _episodes(
     temperature: float,
     watch: Stopwatch,
     on_step: Callable[[int], None],
-    success_steps: int,
     another: Callable[[int], Tensor] | None,
+    success_steps: int,
 ) -> Rollout:
     with watch("simulation"):
         observation = env.reset(episode_ids)
@@ -96,8 +96,8 @@ def _episodes(
             step = env.step(action)
         age += 1
         done = age >= env.steps
-        if success_steps:
-            lasted = (lasted + 1) * step.metrics.success.cpu()
+        if another is not None:
+            lasted = torch.where(step.metrics.success.cpu(), lasted + 1, 0)
             done = done | (lasted >= success_steps)
         ends = torch.ones_like(done) if t == env.steps else done
         if bool(ends.any()):

@@ -146,10 +146,10 @@ class ExperienceModule(L.LightningDataModule):
         c, ids = self.config, self._starts()
         assert self.env is not None and self.trainer is not None
         world = self.trainer.world_size
-        another = partial(self.simulation.draw, generator=generator)
+        another = partial(self.simulation.draw, generator=generator) if c.experience.success_steps else None
         rollout = collect(
             self.env, self.policy, ids, generator, c.experience.temperature, self.watch, self.on_step,
-            c.experience.success_steps, another,
+            another, c.experience.success_steps,
         )  # fmt: skip
         if c.experience.rejudge:
             with self.watch("inference"):
