@@ -114,8 +114,7 @@ class PolicyEvaluation:
 class Rollout:
     """On-policy episodes before they are cut into minibatches: E side by side, T steps of each.
 
-    All end after step T; or, with `experience.success_steps`, one ends once success has lasted and another begins in
-    its place.
+    All end after step T; with `experience.success_steps` one ends once success has lasted, and another takes its place.
 
     image: `[T, E, H, W, 3]` uint8, before each action. instruction: T times E sentences.
     action_tokens: `[T, E, A]` int64. logprob: `[T, E, A]` float32. value, reward: `[T, E]` float32.
