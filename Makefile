@@ -13,11 +13,14 @@ READS_FIG := study
 READS_CONF := train-stage train-ppo train-grpo train-tpo learning-curve
 READS_PORT := tensorboard
 READS_LEROBOT := check-lerobot
-READS_ARGS := $(MAKECMDGOALS)
+READS_ARGS := any $(filter-out help setup doctor tensorboard check format clean check-lerobot,$(MAKECMDGOALS))
 READS_PYTHON := $(MAKECMDGOALS)
 $(foreach v,$(filter-out MAKE%,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $v))),$(if $(READS_$v),\
 	$(foreach goal,$(filter-out $(READS_$v),$(MAKECMDGOALS)),$(error make $(goal) does not read $v; see make help)),$(error \
 	$v=... is no variable of this Makefile; settings follow ARGS: make $(MAKECMDGOALS) ARGS="$v=$($v)"))))
+
+# One that happens to be in the environment is not meant for this.
+$(foreach v,N FROM SOURCE OUT CKPT AGAINST FIG CONF ARGS,$(if $(filter environment,$(origin $v)),$(eval $v :=)))
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -97,10 +100,10 @@ tensorboard: $(INSTALLED)  ## Curves and videos in the browser, on port 6006 or 
 test: $(INSTALLED)  ## All tests
 	@$(PYTHON) -m pytest $(ARGS)
 
-$(LEROBOT):
+.venv-lerobot/bin/python:
 	@echo "installing lerobot into .venv-lerobot (8 GB)"
 	@$(PYTHON) -m venv .venv-lerobot
-	@$(LEROBOT) -m pip install -q --disable-pip-version-check lerobot==0.4.4 || { rm -r .venv-lerobot; false; }
+	@$@ -m pip install -q --disable-pip-version-check lerobot==0.4.4 || { rm -r .venv-lerobot; false; }
 
 check-lerobot: $(INSTALLED) $(LEROBOT)  ## The real lerobot package opens our export and trains on it (own environment)
 	@LEROBOT_PYTHON=$(LEROBOT) $(PYTHON) -m pytest tests/test_lerobot.py -k real -p no:cacheprovider

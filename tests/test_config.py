@@ -38,7 +38,9 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["experience.schedule=[]"], ["experience.schedule", "empty"]),
         ("base", ["env.image_size=[64"], ["override", "cannot be read"]),
         ("base", ["run=${"], ["override", "cannot be read"]),
-        ("base", ["env=3"], ["command line", "section"]),
+        ("base", ["env=3"], ["'env'", "section", "env.NAME=VALUE"]),
+        ("ppo", ["optim={lr: 3e-4}"], ["'optim'", "section", "optim.NAME=VALUE"]),
+        ("ppo", ["experience.schedule=rollout"], ["experience.schedule", "list, [A,B]"]),
         ("base", ["env.num_envs=0"], ["env.num_envs is 0", "1 or more"]),
         ("base", ["algorithm.name=pp"], ["'pp'", "sft, ppo, grpo, tpo"]),
         ("base", ["trainer.precision=16-true"], ["trainer.precision", "bf16-true"]),
@@ -84,6 +86,9 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["policy.recompute=all"], ["policy.recompute", "all", "none, mlp or blocks"]),
         ("ppo", ["optim.lr=-1"], ["optim.lr is -1", "0 or more"]),
         ("ppo", ["optim.lr=.nan"], ["optim.lr is nan", "0 or more"]),
+        ("ppo", ["optim.lr=.inf"], ["optim.lr is inf", "finite"]),
+        ("grpo", ["algorithm.entropy_coef=.nan"], ["algorithm.entropy_coef is nan", "finite"]),
+        ("ppo", ["grounding.position_coef=2"], ["grounding.position_coef is 2.0", "PPO does not use; leave it"]),
         ("sft", ["optim.warmup_steps=-1"], ["optim.warmup_steps is -1", "0 or more"]),
         ("ppo", ["trainer.devices=-1"], ["trainer.devices is -1", "0 or more"]),
         ("ppo", ["algorithm.huber_delta=0"], ["algorithm.huber_delta is 0", "above 0"]),
@@ -122,6 +127,9 @@ def test_written_settings_compare_equal_and_a_change_is_named() -> None:
     written = config.to_yaml(config.load("base"))
     assert config.differences(config.load("base"), written) == []
     assert config.differences(config.load("base", ["seed=7"]), written) == ["seed: was 0, now 7"]
+    older = written.replace("experience:\n", "experience:\n  end_at_success: true\n")
+    gone = "experience.end_at_success: was True, is no setting any more"
+    assert config.differences(config.load("base"), older) == [gone]
 
 
 def test_the_critics_lambda_follows_the_other_unless_set() -> None:

@@ -571,6 +571,18 @@ def test_two_sources_in_one_folder(tmp_path: Path) -> None:
         import_all(mixed, *words, "env.image_size=[32,32]")
 
 
+def test_an_import_goes_on_once_its_source_has_more(tmp_path: Path) -> None:
+    theirs, folder = tmp_path / "theirs", tmp_path / "folder"
+    words = ("from=npz", f"source={theirs}", "exchange.episodes=3")
+    write_npz(theirs, 0)
+    said = import_all(folder, *words)
+    assert "gave 1 of exchange.episodes=3" in " ".join(said.split()) and not read_sources(folder)[0].finished
+    for number in range(1, 5):
+        write_npz(theirs, number)
+    import_all(folder, *words)
+    assert [share.episodes for _, share in shares(folder)] == [3] and read_sources(folder)[0].finished
+
+
 def test_an_import_that_stopped_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_demos, "SHARD", 2)
     theirs = tmp_path / "theirs"
@@ -835,7 +847,7 @@ def test_what_is_no_actor(name: str, match: str) -> None:
 
 def test_imports_of_an_actor_are_the_same_whatever_does_not_change_its_episodes() -> None:
     def known(*words: str) -> dict:
-        return import_demos.settings(config.load("base", words), "actor")
+        return import_demos.settings(config.load("base", words), "actor", "planner")
 
     same = ["env.num_envs=3", "evaluation.workers=1", "evaluation.videos=0", "evaluation.episodes=5"]
     assert known(*same) == known()

@@ -314,6 +314,12 @@ def test_batches_that_do_not_fit_are_refused(override):
         check_batches(load("ppo", [override]), steps=80)
 
 
+def test_success_cannot_last_longer_than_an_episode():
+    check_batches(load("ppo", ["experience.success_steps=80"]), steps=80)
+    with pytest.raises(UserError, match="success_steps is 81, more than the 80 steps of an episode"):
+        check_batches(load("ppo", ["experience.success_steps=81"]), steps=80)
+
+
 def test_schedule_alternates_and_counts_only_its_own_iterations():
     from vlapost.experience.datamodule import DemoFeed, ExperienceModule
 
@@ -372,7 +378,7 @@ def test_rejudged_rollouts_hold_the_learners_numbers():
 class Countdown:
     """Two scenes of at most four steps; episode n succeeds at its n-th step, loses that and has it again from n + 2 on.
 
-    The picture is 10 n + the step.
+    The picture is 10 n + the step. Episode 20 + n does as n, and never grasps what it succeeds with.
     """
 
     num_envs, steps = 2, 4
@@ -391,8 +397,10 @@ class Countdown:
 
     def step(self, action):
         self.age += 1
-        now = (self.age == self.ids) | (self.age > self.ids + 1)
-        return Step(self.see(), now.float(), Metrics(now, now, now, now), bool((self.age >= 4).all()))
+        number = self.ids % 20
+        now = (self.age == number) | (self.age > number + 1)
+        grasp = now & (self.ids < 20)
+        return Step(self.see(), grasp.float(), Metrics(now, now, grasp, grasp), bool((self.age >= 4).all()))
 
 
 class Zeros:
@@ -436,10 +444,39 @@ def test_an_episode_that_ends_at_success_makes_room_for_the_next():
 def test_an_episode_ends_when_success_has_lasted():
     r = collect(
         Countdown(), Zeros(), torch.tensor([0, 1]), seeded(0), 1.0, Stopwatch(),  # type: ignore[arg-type]
-        success_steps=2, another=lambda count: torch.full((count,), 9),
+        success_steps=2, another=lambda count: torch.full((count,), 1),
     )  # fmt: skip
-    # scene 0: success at steps 2 and 3 ends episode 0, then 9; scene 1: at steps 1, 3 and 4
-    assert r.reward.T.tolist() == [[0, 1, 1, 0], [1, 0, 1, 1]]
+    # scene 0: success at steps 2 and 3 ends episode 0, then 1, whose first step of success is its own first; scene 1:
+    # at steps 1, 3 and 4
+    assert r.reward.T.tolist() == [[0, 1, 1, 1], [1, 0, 1, 1]]
     assert r.done.T.tolist() == [[False, False, True, False], [False, False, False, True]]
-    assert r.image[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 90]
-    assert r.metrics.success.tolist() == [True, False, True]
+    assert r.image[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 10]
+    assert r.metrics.success.tolist() == [True, True, True]
+
+
+def test_success_with_what_was_never_grasped_ends_nothing():
+    """It is not paid: an episode that ended there would only have lost what could still be earned."""
+    r = collect(
+        Countdown(), Zeros(), torch.tensor([21, 1]), seeded(0), 1.0, Stopwatch(),  # type: ignore[arg-type]
+        another=lambda count: torch.full((count,), 9),
+    )  # fmt: skip
+    assert r.done.T.tolist() == [[False] * 3 + [True], [True, False, False, False]]
+    assert r.reward.T.tolist() == [[0] * 4, [1, 0, 0, 0]]
+    assert r.metrics.success.tolist() == [True, True, False]  # as the benchmark counts
+
+
+@pytest.mark.parametrize(("success_steps", "ends"), [(0, [4]), (1, [1, 2, 3, 4]), (2, [4])])
+def test_the_setting_decides_when_training_episodes_end(success_steps, ends):
+    """Episode 1 succeeds at steps 1, 3 and 4: with 1 each that begins ends at once, the last where the rollout does."""
+    words = [f"experience.success_steps={success_steps}", "experience.rounds=1", "env.num_envs=2"]
+    drawn = []
+
+    def draw(count, generator):
+        drawn.append(count)
+        return torch.ones(count, dtype=torch.int64)
+
+    data = ExperienceModule(load("ppo", words), Zeros(), None, SimpleNamespace(draw=draw), None, torch.arange(0))
+    data.env, data.trainer = Countdown(), SimpleNamespace(current_epoch=0, global_rank=0, world_size=1)
+    done = data._rollout(seeded(0)).done[:, 0]
+    assert (done.nonzero()[:, 0] + 1).tolist() == ends
+    assert drawn == [2] * len(ends)  # none for after the last step

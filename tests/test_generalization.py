@@ -252,9 +252,10 @@ def test_only_results_of_the_same_scenes_are_compared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"was made with env\.assets=procedural-1; only the same scenes"):
         generalization.load(config.load("base"), tmp_path, ["ind"])
     del scenes["edition"]
-    (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
-    with pytest.raises(UserError, match=r"is of an earlier version, .* run it again"):
-        generalization.load(config.load("base"), tmp_path, ["ind"])
+    for text in (json.dumps(scenes), json.dumps(scenes)[:9], "3"):
+        (tmp_path / "report" / "scores.json").write_text(text)
+        with pytest.raises(UserError, match=r"is damaged, or of an earlier version, .* run it again"):
+            generalization.load(config.load("base"), tmp_path, ["ind"])
     scenes["edition"] = edition("procedural")
     (tmp_path / "report" / "scores.json").write_text(json.dumps(scenes))
     with pytest.raises(UserError, match="holds no episodes of ind, table; name setups that both have"):

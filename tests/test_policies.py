@@ -606,8 +606,14 @@ def test_wrong_settings(checkpoint: Path, tmp_path: Path) -> None:
         load_policy(replace(config(checkpoint), unnorm_key="bridge"), "cpu", torch.float32)
     with pytest.raises(UserError, match="lora_rank is 0"):
         load_policy(replace(config(checkpoint), lora_rank=0), "cpu", torch.float32)
-    with pytest.raises(UserError, match="need lists q01 and q99 of 7 numbers"):
-        ActionTokens({"sft": {"action": {"q01": [0.0] * 6, "q99": [1.0] * 6}}}, "sft")
+    whole = {"q01": [0.0] * 7, "q99": [1.0] * 7}
+    ActionTokens({"sft": {"action": whole}}, "sft")
+    for wrong in (
+        *({"action": whole | change} for change in ({"q01": [0.0] * 6}, {"q99": ["a"] * 7}, {"mask": [True] * 3})),
+        *({"action": {"q01": [0.0] * 7}}, {}, [1]),
+    ):
+        with pytest.raises(UserError, match="need lists q01 and q99 of 7 numbers"):
+            ActionTokens({"sft": wrong}, "sft")
     save_policy(make(checkpoint), tmp_path / "adapter")
     cfg = config(checkpoint, str(tmp_path / "adapter"))
     with pytest.raises(UserError, match=r"has rank 8 and alpha 4, .* set policy\.lora_rank=8 policy\.lora_alpha=4"):

@@ -77,6 +77,21 @@ def test_each_part_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch
         command.run([*words, "part=acting"])
 
 
+def test_what_would_end_badly_after_hours_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "publish", lambda *_: pytest.fail("went on"))
+    (tmp_path / "data/demos").mkdir(parents=True)
+    for words, match in (
+        (["sft"], r"conf/sft\.yaml describes no pretraining"),
+        (["policy.checkpoint=data"], "which this command would replace, and which holds no model"),
+        (["env.image_size=[224,224]"], r"env\.image_size is \[224, 224\]; openvla-tiny sees \[128, 128\]"),
+        (["demos.views=8"], r"demos\.views is 8; no actions can be learned from views"),
+    ):
+        with pytest.raises(UserError, match=match):
+            command.run(words)
+    assert (tmp_path / "data/demos").is_dir() and not (tmp_path / "lightning_logs").exists()
+
+
 def test_the_second_part_has_demonstrations_in_the_place_of_views() -> None:
     cfg = config.load("pretrain")
     second = acting(cfg)
@@ -89,7 +104,7 @@ def test_the_log_has_a_row_per_iteration(tmp_path: Path) -> None:
     """Not one per update, and nothing that is not a loss or a score."""
     with SummaryWriter(str(tmp_path / "events")) as events:
         for step in range(4):
-            for name in ("train/skipped_steps", "train/empty_steps", "train/grad_norm"):
+            for name in ("train/skipped_steps", "train/empty_steps", "train/stopped_steps", "train/grad_norm"):
                 events.add_scalar(name, 0.0, step)
         for step, loss in ((1, 2.5), (3, 1.25)):
             events.add_scalar("train/loss", loss, step)

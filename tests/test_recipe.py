@@ -147,6 +147,19 @@ def test_a_file_of_ones_own_is_of_rl_alone(name: str, monkeypatch: pytest.Monkey
     assert not (tmp_path / "lightning_logs").exists()
 
 
+@pytest.mark.parametrize("key", ["env.obj_set=test", "policy.lora_rank=8", "run=other", "trainer.devices=1"])
+def test_what_concerns_every_stage_is_not_for_the_warm_up_alone(key: str) -> None:
+    with pytest.raises(UserError, match=f"sft.{key} concerns every stage; give it without sft. in front"):
+        stages.plan("ppo", [f"sft.{key}"])
+
+
+def test_the_score_of_random_weights_is_shown_where_it_was_measured_alike() -> None:
+    report = {"decoding": "sampled at temperature 0.6 from all 256 bins", "success_end": {"n": 200}, "seed": 0}
+    assert set(recipe.untrained(config.load("ppo"), report)) == {"untrained"}
+    for word in ("env.image_size=[480,640]", "env.sim_freq=250", "env.shader=default", "env.obj_set=train"):
+        assert recipe.untrained(config.load("ppo", [word]), report) == {}
+
+
 def test_rl_starts_from_an_adapter_that_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     planned: list[stages.Stage] = []
 

@@ -183,7 +183,7 @@ def test_the_interval_is_of_episodes_not_of_their_repetitions() -> None:
 
     half = results(*[True] * 10, *[False] * 10)
     one, ten = over_seeds({0: half})["success_end"], over_seeds(dict.fromkeys(range(10), half))["success_end"]
-    assert one == {**rate([True] * 10 + [False] * 10), **one}
+    assert one == {**one, **rate([True] * 10 + [False] * 10)}
     assert {**one, "seeds": None} == {**ten, "seeds": None}
     other = over_seeds({0: results(True, False, True, False), 3: results(True, True, True, True)})["success_end"]
     assert other["mean"] == 0.75 and other["seeds"] == {0: 0.5, 3: 1.0} and 0.5 <= other["low"] < 0.75 < other["high"]

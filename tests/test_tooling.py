@@ -43,17 +43,20 @@ def test_help_lists_every_target() -> None:
 def test_a_setting_given_as_a_variable_of_make_is_refused() -> None:
     """It would be dropped, and another run than the one asked for would be made or shown."""
 
-    def dry(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    def dry(*words: str, **here: str) -> subprocess.CompletedProcess[str]:
+        environment = here | {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, env=environment)
 
     wrong = dry("train-ppo", "run=mine")
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert 'settings follow ARGS: make train-ppo ARGS="run=mine"' in wrong.stderr
-    for goal, word in (("train-sft", "N=1000"), ("train-ppo", "CKPT=x"), ("memory", "CONF=grpo"), ("test", "PORT=1")):
+    unread = ("train-sft", "N=1000"), ("train-ppo", "CKPT=x"), ("memory", "CONF=grpo"), ("test", "PORT=1")
+    for goal, word in (*unread, ("doctor", "ARGS=x"), ("tensorboard", "ARGS=PORT=6007")):
         wrong = dry(goal, word)
         assert wrong.returncode == 2 and f"make {goal} does not read {word.split('=')[0]}" in wrong.stderr
     assert "vlapost.curve grpo" in dry("learning-curve", "CONF=grpo").stdout
+    assert "vlapost.recipe ppo" in dry("train-ppo", CONF="grpo", ARGS="seed=9").stdout  # in the environment by chance
+    assert "grpo" in dry("train-ppo", "CONF=grpo", CONF="tpo").stdout
     assert (
         "policy.adapter=mine against=theirs seed=1"
         in dry("evaluate", "CKPT=mine", "AGAINST=theirs", "ARGS=seed=1").stdout

@@ -115,6 +115,32 @@ def test_resume_equals_uninterrupted_bitwise(name: str, words: list[str], tiny: 
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_an_adapter_is_that_of_the_last_iteration(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed after a longer training's last checkpoint, before its adapter was written: the shorter one's is not it."""
+
+    def without_simulator(cfg, policy, module):
+        return build_experience(cfg, policy, module, lambda: noise_feed(cfg, policy))
+
+    monkeypatch.setattr("vlapost.build.build_experience", without_simulator)
+    short, long = (settings("sft", [*SFT, "optim.schedule=constant"], tiny, count) for count in (1, 2))
+    folder = tmp_path / "sft"
+    train.train(short, folder)
+    with monkeypatch.context() as killed:
+        killed.setattr("vlapost.policies.policy.save_policy", lambda *_: None)
+        train.train(long, folder)
+    weights = folder / "adapter/adapter_model.safetensors"
+    before = load_file(weights)
+    train.train(long, folder)
+    after, whole = load_file(weights), fit(long, tmp_path / "whole")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name, tensor in after.items():
+        layer = name.removeprefix("base_model.model.").removesuffix(".weight")
+        assert torch.equal(tensor, whole[f"policy.network.{layer}.default.weight"])
+    stamp = weights.stat().st_mtime_ns
+    train.train(long, folder)  # finished
+    assert weights.stat().st_mtime_ns == stamp
+
+
 def grounded_feed(policy) -> DemoFeed:
     """Random pictures, as `noise_feed`, whose truth is random too."""
     demos = noise_feed(config.load("pretrain"), policy)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -26,22 +26,26 @@ def split(words: Sequence[str]) -> tuple[list[str], str]:
     return others, str(Path(folders[-1]).expanduser()) if any(folders) else ""
 
 
-def same_scenes(c: Config, report: Mapping[str, Any], path: Path, keys: Sequence[str] = SCENES) -> None:
-    """Make sure that a written report is of the scenes of `c`.
+def same_scenes(c: Config, path: Path, keys: Sequence[str] = SCENES) -> None:
+    """Make sure that the report at `path` is of the scenes of `c`.
 
     Raises:
-        UserError: it is of others, or of a version that did not say.
+        UserError: it is of others, or of a version that did not say, or no report.
     """
     from vlapost.assets.pack import exact_edition
 
-    if "edition" not in report:
-        raise UserError(f"{path} is of an earlier version, which did not say all that is compared; run it again.")
-    other = report["config"]["env"] | {"assets": report["edition"]}
+    try:
+        report = json.loads(path.read_text())
+        other = report["config"]["env"] | {"assets": report["edition"]}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is damaged, or of an earlier version, which did not say all that is compared; run it again."
+        ) from None
     here = asdict(c.env) | {"assets": exact_edition(c.env.assets)}
     for key in keys:
-        if other[key] != here[key]:
+        if other.get(key) != here[key]:
             raise UserError(
-                f"{path.parent} was made with env.{key}={other[key]}; only the same scenes can be compared."
+                f"{path.parent} was made with env.{key}={other.get(key)}; only the same scenes can be compared."
             )
 
 
@@ -56,7 +60,7 @@ def episodes(c: Config, place: Path, ids: Sequence[int]) -> list[EpisodeResult]:
     path = place / "report.json"
     if not path.is_file():
         raise UserError(f"{place} holds no report; give the folder that make evaluate printed at its end.")
-    same_scenes(c, json.loads(path.read_text()), path, ("id", "obj_set", *SCENES))
+    same_scenes(c, path, ("id", "obj_set", *SCENES))
     finished = log.read(place / "episodes.jsonl")
     if missing := [id_ for id_ in ids if id_ not in finished]:
         raise UserError(f"{place} lacks {len(missing)} of the {len(ids)} episodes; set evaluation.episodes to less.")

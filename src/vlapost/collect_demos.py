@@ -234,12 +234,14 @@ def meta_of(cfg: Config) -> DemoMeta:
     )
 
 
-def refuse_parts(cfg: Config) -> None:
+def check_complete(cfg: Config) -> None:
     """For commands that learn from all demonstrations.
 
     Raises:
-        UserError: only a part of them is to be collected.
+        UserError: only a part of them is to be collected, or views, in which nothing is done.
     """
+    if cfg.demos.views:
+        raise UserError(f"demos.views is {cfg.demos.views}; no actions can be learned from views, so leave it 0.")
     if cfg.demos.parts > 1:
         raise UserError(
             f"demos.parts is {cfg.demos.parts}, but only 'make demos' collects in parts; collect them all, then give "

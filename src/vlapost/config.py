@@ -89,6 +89,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         if "=" not in word:
             raise UserError(f"Override '{word}' is not of the form key=value.")
         _check_key(key, f"override '{word}'")
+        if key not in _keys(Config):
+            raise UserError(f"'{key}' in '{word}' is a section; give its settings one by one, {key}.NAME=VALUE.")
     names = accumulate(name.split("_"), "{}_{}".format)  # ppo_dimension is what differs from ppo
     files = [CONF / f"{part}.yaml" for part in names if part != "base"]
     layers = []
@@ -109,9 +111,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             _check_key(str(error.full_key), str(source.name))
             raise
         except (ValidationError, OmegaConfBaseException) as error:
-            raise UserError(
-                f"Wrong value for '{error.full_key or 'a section'}' in {source.name}: {str(error).splitlines()[0]}."
-            ) from None
+            why = "it must be a list, [A,B]" if "ListConfig" in str(error) else str(error).splitlines()[0]
+            raise UserError(f"Wrong value for '{error.full_key or 'a section'}' in {source.name}: {why}.") from None
     try:
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -135,15 +136,17 @@ def to_yaml(config: Config) -> str:
 def differences(config: Config, written: str) -> list[str]:
     """Keys in which `config` differs from settings written by `to_yaml`, as 'key: was A, now B'.
 
-    A key that did not exist when they were written had its default.
+    A key that did not exist when they were written had its default; one that does not exist any more is a difference.
     """
     from omegaconf import OmegaConf
 
-    old = OmegaConf.merge(OmegaConf.load(CONF / "base.yaml"), OmegaConf.create(written))
+    then = OmegaConf.create(written)
+    old = OmegaConf.merge(OmegaConf.load(CONF / "base.yaml"), then)
     new = OmegaConf.create(to_yaml(config))
     keys = list(_keys(Config))
     pairs = [(key, OmegaConf.select(old, key), OmegaConf.select(new, key)) for key in keys]
-    return [f"{key}: was {a}, now {b}" for key, a, b in pairs if a != b]
+    gone = [f"{k}: was {v}, is no setting any more" for k, v in _leaves(OmegaConf.to_container(then)) if k not in keys]
+    return [f"{key}: was {a}, now {b}" for key, a, b in pairs if a != b] + gone
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -153,6 +156,14 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from _keys(hints[item.name], f"{prefix}{item.name}.")
         else:
             yield prefix + item.name
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _check_key(key: str, where: str) -> None:

@@ -177,8 +177,9 @@ def adapter_fingerprint(c: Config) -> str:
 
 def _files(key: str, place: str, folder: Path) -> tuple[tuple[Path, int, int], ...]:
     """What decides actions of a base or an adapter: files, their sizes and times."""
-    from vlapost.policies.files import refuse_pickles
+    from vlapost.policies.files import refuse_pickles, restore
 
+    restore(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         refuse_pickles(folder, "*.safetensors")

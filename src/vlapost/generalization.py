@@ -175,7 +175,7 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     reports = sorted(place.glob("report*/scores.json"))
     if not reports:
         raise UserError(f"{place} holds no report; give the folder that make generalization printed at its end.")
-    against.same_scenes(c, json.loads(reports[0].read_text()), reports[0])
+    against.same_scenes(c, reports[0])
     paths = {name: sorted(place.glob(f"{name}-seed*/episodes.jsonl")) for name in setups}
     known = {name: [list(log.read(path).values()) for path in found] for name, found in paths.items() if found}
     if not known:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vlapost import cli, collect_demos, config
+from vlapost import cli, collect_demos, config, evaluate
 from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import write_json
 from vlapost.limits import check_values
@@ -59,10 +59,16 @@ def run(words: list[str]) -> None:
             raise UserError(f"SOURCE and demos.path are both {folder}; import into another folder with demos.path=...")
     writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]), c.demos.skip_corrupt)
     try:
-        entry = claim(folder, format_, source, settings(c, format_), writer.next)
+        entry = claim(folder, format_, source, settings(c, format_, source), writer.next)
         if not entry.finished:
-            bring_in(c, entry, writer)
-            finish(folder, entry)
+            taken = bring_in(c, entry, writer)
+            if taken < c.exchange.episodes:
+                cli.console.print(
+                    f"{source} gave {taken} of exchange.episodes={c.exchange.episodes}; once it holds more, the same "
+                    "command goes on."
+                )
+            else:
+                finish(folder, entry)
         write_statistics(c, folder)
         cli.console.print(report(folder, c.demos.skip_corrupt))
     finally:
@@ -79,7 +85,7 @@ def write_statistics(c: Config, folder: Path) -> None:
     write_json(folder / STATISTICS, {folder.name: data.statistics()})
 
 
-def settings(c: Config, format_: str) -> dict[str, Any]:
+def settings(c: Config, format_: str, source: str) -> dict[str, Any]:
     """What two commands must share to be the same import."""
     found = asdict(c.exchange)
     if format_ == "vlapost":
@@ -89,11 +95,13 @@ def settings(c: Config, format_: str) -> dict[str, Any]:
             found |= {f"{name}.{key}": value for key, value in asdict(getattr(c, name)).items()}
         found |= {"seed": c.seed, "demos.seed": c.demos.seed}
         found = {key: value for key, value in found.items() if key not in ELSEWHERE}
+        if source == "policy":
+            found["weights"] = evaluate.fingerprint(c)
     return found
 
 
-def bring_in(c: Config, entry: Source, writer: ImportWriter) -> None:
-    """Write what is still missing of an import.
+def bring_in(c: Config, entry: Source, writer: ImportWriter) -> int:
+    """Write what is still missing of an import; returns how many episodes it has then.
 
     Raises:
         UserError: the source is not what its format asks for, or gives nothing.
@@ -136,6 +144,7 @@ def bring_in(c: Config, entry: Source, writer: ImportWriter) -> None:
     if not taken:
         causes = ", ".join(f"{count} {cause}" for cause, count in left_out.most_common())
         raise UserError(f"{entry.source} gave no episode to learn from ({causes or 'it is empty'}).")
+    return taken
 
 
 def demos(c: Config, entry: Source, first: int) -> Iterator[DemoEpisode | Failure]:
@@ -208,7 +217,7 @@ def report(folder: Path, skip_corrupt: bool) -> Table:
             )
             sizes, opened = f"{metres:.3f} m, {radians:.3f} rad", f"{(actions[:, 6] > 0).mean():.0%}"
         view.add_row(
-            f"{source.format}: {source.source}" + ("" if source.finished else " (interrupted)"),
+            f"{source.format}: {source.source}" + ("" if source.finished else " (not finished)"),
             str(share.episodes),
             ", ".join(f"{count} {cause}" for cause, count in share.left_out.most_common()),
             sizes,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from math import isfinite
 from operator import attrgetter
 
-from vlapost.schema import CONTROL_FREQ, Config, UserError
+from vlapost.schema import CONTROL_FREQ, Config, GroundingConfig, UserError
 
 AT_LEAST_ONE = (
     "env.num_envs", "env.sim_freq", "policy.lora_rank", "demos.episodes", "demos.workers",
@@ -26,6 +28,7 @@ ABOVE_ZERO = (
     "policy.lora_alpha", "experience.temperature", "algorithm.clip", "algorithm.value_clip", "algorithm.huber_delta",
     "algorithm.beta",
 )  # fmt: skip
+FINITE = ("algorithm.entropy_coef", "optim.lr", "optim.value_lr")
 MOST_ATTEMPTS = 200
 SHARES = ("demos.disturbed", "algorithm.gamma", "algorithm.gae_lambda", "algorithm.value_lambda")
 ONE_OF = {
@@ -53,6 +56,7 @@ OF_ADAPTERS = ("adapter", "statistics", "lora_rank", "lora_alpha", "train_vision
 READ_BY = {  # settings that only some learning rules read; of others they must keep their default
     **dict.fromkeys((*(f"algorithm.{key}" for key in OF_PPO), "optim.value_lr"), ("ppo",)),
     **dict.fromkeys((f"algorithm.{key}" for key in OF_RATIOS), ("ppo", "grpo")),
+    **dict.fromkeys((f"grounding.{field.name}" for field in fields(GroundingConfig)), ("pretrain",)),
     **{"algorithm.advantage": ("grpo",), "algorithm.beta": ("tpo",), "algorithm.soft_targets": ("sft", "ppo")},
     **dict.fromkeys((*(f"policy.{key}" for key in OF_ADAPTERS), "trainer.precision"), ("sft", "ppo", "grpo", "tpo")),
 }
@@ -98,6 +102,9 @@ def check_values(config: Config) -> None:
     for key in ABOVE_ZERO:
         if not (value := attrgetter(key)(config)) > 0:
             raise UserError(f"{key} is {value}; it must be above 0.")
+    for key in FINITE:
+        if not isfinite(value := attrgetter(key)(config)):
+            raise UserError(f"{key} is {value}; it must be a finite number.")
     for key in SHARES:
         if not 0 <= (value := attrgetter(key)(config)) <= 1:
             raise UserError(f"{key} is {value}; it must be between 0 and 1.")

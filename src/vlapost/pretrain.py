@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from vlapost.experience.demos import DemoDataset
 
-EACH_STEP = ("train/grad_norm", "train/empty_steps", "train/skipped_steps")  # logged of every update, not of iterations
+UPDATES = ("grad_norm", "empty_steps", "skipped_steps", "stopped_steps")
+EACH_STEP = tuple(f"train/{name}" for name in UPDATES)  # logged of every update, not of iterations
 PART = "part="  # how this command starts the processes of its stages
 SEEING, ACTING = "seeing", "acting"
 
@@ -38,7 +39,8 @@ def run(argv: list[str]) -> None:
     part = cli.last(argv, PART) if "VLAPOST_STAGE" in os.environ else ""
     name, overrides = cli.parse([word for word in argv if not (part and word.startswith(PART))], "pretrain")
     cfg = config.load(name, overrides)
-    collect_demos.refuse_parts(cfg)
+    refuse(cfg, name)
+    collect_demos.check_complete(cfg)
     folder = ROOT / "lightning_logs" / cfg.run / "pretrain"
     check(cfg)
     if part:
@@ -57,6 +59,28 @@ def run(argv: list[str]) -> None:
 
     perform(folder, [stage(SEEING), stage(ACTING)])
     publish(cfg, folder, ROOT / cfg.policy.checkpoint)
+
+
+def refuse(cfg: Config, name: str) -> None:
+    """Before hours of work: what cannot be pretrained, and a folder that its end would replace and must not.
+
+    Raises:
+        UserError: the settings of another command; pictures of another size; `policy.checkpoint` is something else
+            than a checkpoint.
+    """
+    from vlapost.policies.tiny import IMAGE
+
+    target, size = ROOT / cfg.policy.checkpoint, [IMAGE, IMAGE]
+    if cfg.algorithm.name != "pretrain":
+        raise UserError(f"conf/{name}.yaml describes no pretraining; leave it out, or begin its name with pretrain_.")
+    if cfg.env.image_size != size:
+        raise UserError(f"env.image_size is {cfg.env.image_size}; openvla-tiny sees {size}.")
+    there = target.is_file() or (target.is_dir() and any(target.iterdir()))
+    if there and not (target / "model.safetensors").is_file():
+        raise UserError(
+            f"policy.checkpoint is {target}, which this command would replace, and which holds no model.safetensors; "
+            "name a new folder, or that of a checkpoint."
+        )
 
 
 def acting(cfg: Config) -> Config:

@@ -13,6 +13,7 @@ Writes lightning_logs/<run>/: sft/, ppo/ (or grpo/, tpo/), evaluation-*/, learni
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from vlapost import cli, evaluate
+from vlapost.against import SCENES
 from vlapost.config import ROOT, Config, EnvConfig, UserError
 from vlapost.evaluation.charts import pyplot, save_figure, smooth, whiskers
 from vlapost.evaluation.summary import METRICS, percent, write_json
@@ -104,12 +106,13 @@ def untrained(cfg: Config, report: dict[str, Any]) -> dict[str, Any]:
     return {"untrained": scores["untrained"]} if same else {}
 
 
-def measured(env: EnvConfig, report: dict[str, Any]) -> list[Any]:
+def measured(env: EnvConfig, report: dict[str, Any]) -> dict[str, Any]:
     """What has to agree before two scores may stand in one table."""
     from vlapost.assets.pack import edition
 
-    where = [env.id, env.obj_set, env.protocol, edition(env.assets)]
-    return [*where, report["decoding"], report["success_end"]["n"], report["seed"]]
+    scenes = asdict(env) | {"assets": edition(env.assets)}
+    how = {"decoding": report["decoding"], "episodes": report["success_end"]["n"], "seed": report["seed"]}
+    return {key: scenes[key] for key in ("id", "obj_set", *SCENES)} | how
 
 
 def rollout_curve(folder: Path) -> dict[str, list[float]]:

@@ -68,7 +68,7 @@ def run(argv: list[str]) -> None:
     sets = sets_of(cfg)
     rl = learning_curve_of(grid.curve, cfg, sets) if grid.curve else {}
     folder = ROOT / "lightning_logs" / cfg.run
-    collect_demos.refuse_parts(cfg)
+    collect_demos.check_complete(cfg)
     check(cfg)
     claim(folder, cfg, (*HOW, "demos.episodes"))
     cells = [(size, seed) for size in grid.sizes for seed in grid.seeds]

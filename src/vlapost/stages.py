@@ -121,10 +121,17 @@ def below_root(adapter: Path) -> str:
 
 
 def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
-    """The overrides of every stage, and those of the warm-up."""
+    """The overrides of every stage, and those of the warm-up.
+
+    Raises:
+        UserError: one for the warm-up alone concerns every stage.
+    """
+    own = [w.removeprefix("sft.") for w in words if w.startswith("sft.")]
+    if wrong := [w for w in own if not w.startswith(LEARNING) or w.startswith(MACHINE)]:
+        raise UserError(f"sft.{wrong[0]} concerns every stage; give it without sft. in front.")
     shared = [w for w in words if not w.startswith(("sft.", *LEARNING)) or w.startswith(MACHINE)]
     shared = [*shared, f"run={run}"]
-    return shared, [*shared, *(w.removeprefix("sft.") for w in words if w.startswith("sft."))]
+    return shared, [*shared, *own]
 
 
 def demonstrations(cfg: Config, trained: Path) -> Stage:
@@ -133,7 +140,7 @@ def demonstrations(cfg: Config, trained: Path) -> Stage:
     Raises:
         UserError: only a part of them is to be collected.
     """
-    collect_demos.refuse_parts(cfg)
+    collect_demos.check_complete(cfg)
     return "demonstrations", trained, lambda: collect_demos.collect(cfg).close()
 
 

@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
     cfg = config.load(name, overrides)
     if cfg.algorithm.name == "pretrain":
         raise UserError("conf/pretrain.yaml is trained by make pretrain.")
-    collect_demos.refuse_parts(cfg)
+    collect_demos.check_complete(cfg)
     folder = config.ROOT / "lightning_logs" / cfg.run / cfg.algorithm.name
     if "LOCAL_RANK" in os.environ or "VLAPOST_STAGE" in os.environ:  # started by another process of ours
         cli.end_with_parent()
@@ -62,7 +62,7 @@ def train(cfg: Config, folder: Path) -> None:
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
     at_its_end = checkpoint is not None and iterations(checkpoint) >= last_iteration(cfg, checkpoint)
-    if (folder / "adapter").is_dir() and at_its_end:
+    if checkpoint is not None and at_its_end and newer(folder / "adapter", checkpoint):
         cli.console.print(f"{folder.name}: already finished ({folder / 'adapter'}).")
         return
 
@@ -182,6 +182,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def iterations(checkpoint: Path) -> int:
     """How many iterations a checkpoint has behind it."""
     return int(checkpoint.stem.removeprefix("iteration")) + 1
+
+
+def newer(adapter: Path, checkpoint: Path) -> bool:
+    """Whether an adapter was written after a checkpoint; if not, it is of a shorter training."""
+    return adapter.is_dir() and adapter.stat().st_mtime >= checkpoint.stat().st_mtime
 
 
 def last_iteration(cfg: Config, checkpoint: Path | None) -> int:

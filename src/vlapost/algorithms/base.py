@@ -98,6 +98,7 @@ class PolicyModule(L.LightningModule):
         Raises:
             UserError: the third step in a row that is not finite; the minibatch is written beside the run.
         """
+        self.log("train/stopped_steps", float(self.stopped))
         if self.stopped:
             optimizer.zero_grad(set_to_none=True)
             return

@@ -54,7 +54,8 @@ def collect(
         on_step: hears how many control steps were done.
         another: gives that many episode ids. If there is one, an episode ends at success and another begins in its
             place; what is not finished after as many steps as an episode may have is cut.
-        success_steps: for how many steps in a row success has to last for that, 1 or more.
+        success_steps: for how many steps in a row success has to last for that, 1 or more. Success that is not paid,
+            of an object never grasped, does not count: the episode goes on, for it to be grasped.
     """
     with policy.fixed_weights():
         rounds = [_episodes(env, policy, ids, generator, temperature, watch, on_step, another, success_steps)
@@ -97,7 +98,8 @@ def _episodes(
         age += 1
         done = age >= env.steps
         if another is not None:
-            lasted = torch.where(step.metrics.success.cpu(), lasted + 1, 0)
+            paid = step.metrics.success & step.metrics.grasp
+            lasted = torch.where(paid.cpu(), lasted + 1, 0)
             done = done | (lasted >= success_steps)
         ends = torch.ones_like(done) if t == env.steps else done
         if bool(ends.any()):

@@ -43,6 +43,11 @@ def check_batches(config: Config, steps: int) -> None:
             f"experience.rounds={config.experience.rounds}); optim.batch_size={batch} x "
             f"optim.accumulate={accumulate} must divide it."
         )
+    if (lasting := config.experience.success_steps) > steps:
+        raise UserError(
+            f"experience.success_steps is {lasting}, more than the {steps} steps of an episode; set it to less, or to "
+            "0 for none to end early."
+        )
     name, same = config.algorithm.name, config.experience.same_start
     grouped = name == "tpo" or (name == "grpo" and config.algorithm.advantage == "group")
     if grouped and (same < 2 or episodes(config) % same):

@@ -38,7 +38,7 @@ class ActionTokens(nn.Module):
         key: the data set (configuration key policy.unnorm_key).
 
     Raises:
-        UserError: unknown key, or statistics of another length than seven.
+        UserError: unknown key, or no statistics of seven dimensions.
     """
 
     values: Tensor
@@ -49,12 +49,18 @@ class ActionTokens(nn.Module):
         if key not in statistics:
             known = ", ".join(sorted(statistics)) or "none"
             raise UserError(f"policy.unnorm_key '{key}' is not in the checkpoint's statistics; there are: {known}.")
-        action = statistics[key].get("action", {})
-        if any(len(action.get(name, ())) != ACTION_DIM for name in ("q01", "q99")):
-            raise UserError(f"Statistics '{key}' need lists q01 and q99 of {ACTION_DIM} numbers under 'action'.")
-        self.low = np.array(action["q01"], dtype=np.float64)
-        self.high = np.array(action["q99"], dtype=np.float64)
-        self.scaled = np.array(action.get("mask", [True] * ACTION_DIM), dtype=bool)
+        try:
+            action = {"mask": [True] * ACTION_DIM} | statistics[key]["action"]
+            self.low, self.high = (np.array(action[name], dtype=np.float64) for name in ("q01", "q99"))
+            self.scaled = np.array(action["mask"], dtype=bool)
+            fits = self.low.shape == self.high.shape == self.scaled.shape == (ACTION_DIM,)
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise UserError(
+                f"Statistics '{key}' need lists q01 and q99 of {ACTION_DIM} numbers under 'action', and as many "
+                "of mask where there is one."
+            )
         # [A, V]: what each bin means, before and after the gripper is made +1 or -1.
         values = np.tile(bin_centres(), (ACTION_DIM, 1))
         unscaled = 0.5 * (values + 1.0) * (self.high - self.low)[:, None] + self.low[:, None]

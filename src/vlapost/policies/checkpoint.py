@@ -130,11 +130,18 @@ def save_openvla(network: OpenVLA, source: Path, statistics: dict[str, Any], fol
 
 
 def statistics_of(config: dict[str, Any], *folders: Path) -> dict[str, Any]:
-    """Action statistics by data set: those of config.json, overruled by the dataset_statistics.json of each folder."""
+    """Action statistics by data set: those of config.json, overruled by the dataset_statistics.json of each folder.
+
+    Raises:
+        UserError: such a file does not say them by data set.
+    """
     statistics = dict(config.get("norm_stats", {}))
-    for folder in folders:
-        if (folder / STATISTICS).is_file():
-            statistics |= read_json(folder / STATISTICS)
+    for path in (folder / STATISTICS for folder in folders):
+        if path.is_file():
+            found = read_json(path)
+            if not isinstance(found, dict):
+                raise UserError(f"{path} does not say its statistics by data set; copy or create it again.")
+            statistics |= found
     return statistics
 
 
