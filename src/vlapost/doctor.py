@@ -94,7 +94,7 @@ def check_packages() -> str:
         raise UserError(f"{'; '.join(wrong)}; run .venv/bin/pip install -e .")
     if _version("torchvision"):
         raise UserError("torchvision is installed and breaks imports; run .venv/bin/pip uninstall torchvision.")
-    return f"Python {platform.python_version()}, {len(requirements)} required packages as pinned"
+    return f"Python {platform.python_version()}, {len(requirements)} required packages in versions that fit"
 
 
 def check_torch() -> str:
