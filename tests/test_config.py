@@ -40,6 +40,7 @@ def test_overrides_come_last_and_are_typed() -> None:
         ("base", ["run=${"], ["override", "cannot be read"]),
         ("base", ["env=3"], ["'env'", "section", "env.NAME=VALUE"]),
         ("ppo", ["optim={lr: 3e-4}"], ["'optim'", "section", "optim.NAME=VALUE"]),
+        ("base", ["seed=[1]"], ["seed", "could not be converted"]),
         ("ppo", ["experience.schedule=rollout"], ["experience.schedule", "list, [A,B]"]),
         ("base", ["env.num_envs=0"], ["env.num_envs is 0", "1 or more"]),
         ("base", ["algorithm.name=pp"], ["'pp'", "sft, ppo, grpo, tpo"]),

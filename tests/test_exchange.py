@@ -576,11 +576,22 @@ def test_an_import_goes_on_once_its_source_has_more(tmp_path: Path) -> None:
     words = ("from=npz", f"source={theirs}", "exchange.episodes=3")
     write_npz(theirs, 0)
     said = import_all(folder, *words)
-    assert "gave 1 of exchange.episodes=3" in " ".join(said.split()) and not read_sources(folder)[0].finished
-    for number in range(1, 5):
+    assert "gave 1 of exchange.episodes=3" in " ".join(said.split())
+    write_npz(theirs, 1)
+    assert "gave 2 of exchange.episodes=3" in " ".join(import_all(folder, *words).split())
+    other = ("from=npz", f"source={write_npz(tmp_path / 'other', 0).parent}")
+    import_all(folder, *other)
+    write_npz(theirs, 2)
+    import_all(folder, *words)  # another import stands behind it
+    assert [share.episodes for _, share in shares(folder)] == [2, 1]
+    alone = tmp_path / "alone"
+    for number in range(3, 5):
+        import_all(alone, *words)
         write_npz(theirs, number)
-    import_all(folder, *words)
-    assert [share.episodes for _, share in shares(folder)] == [3] and read_sources(folder)[0].finished
+    assert [share.episodes for _, share in shares(alone)] == [3]
+    write_npz(tmp_path / "other", 1)
+    import_all(folder, *other)  # all that were there were wanted
+    assert [share.episodes for _, share in shares(folder)] == [2, 1]
 
 
 def test_an_import_that_stopped_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -853,6 +864,13 @@ def test_imports_of_an_actor_are_the_same_whatever_does_not_change_its_episodes(
     assert known(*same) == known()
     for word in ("evaluation.temperature=0", "env.obj_set=train", "policy.adapter=x", "seed=1", "demos.seed=1"):
         assert known(word) != known(), word
+
+
+def test_an_import_of_a_policy_is_one_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlapost.evaluate.fingerprint", lambda c: f"weights of {c.policy.adapter}")
+    c = config.load("base", ["policy.adapter=mine"])
+    assert import_demos.settings(c, "actor", "policy")["weights"] == "weights of mine"
+    assert "weights" not in import_demos.settings(c, "actor", "planner")
 
 
 def test_labels_of_imported_episodes_are_empty(tmp_path: Path) -> None:

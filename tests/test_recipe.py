@@ -151,6 +151,8 @@ def test_a_file_of_ones_own_is_of_rl_alone(name: str, monkeypatch: pytest.Monkey
 def test_what_concerns_every_stage_is_not_for_the_warm_up_alone(key: str) -> None:
     with pytest.raises(UserError, match=f"sft.{key} concerns every stage; give it without sft. in front"):
         stages.plan("ppo", [f"sft.{key}"])
+    with pytest.raises(UserError, match=r"Unknown key 'optm\.lr'.* did you mean 'optim\.lr'"):
+        stages.plan("ppo", ["sft.optm.lr=1"])
 
 
 def test_the_score_of_random_weights_is_shown_where_it_was_measured_alike() -> None:

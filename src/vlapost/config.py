@@ -57,6 +57,7 @@ __all__ = [
     "TrainerConfig",
     "UserError",
     "differences",
+    "known_keys",
     "load",
     "to_yaml",
 ]
@@ -89,7 +90,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         if "=" not in word:
             raise UserError(f"Override '{word}' is not of the form key=value.")
         _check_key(key, f"override '{word}'")
-        if key not in _keys(Config):
+        if key not in known_keys():
             raise UserError(f"'{key}' in '{word}' is a section; give its settings one by one, {key}.NAME=VALUE.")
     names = accumulate(name.split("_"), "{}_{}".format)  # ppo_dimension is what differs from ppo
     files = [CONF / f"{part}.yaml" for part in names if part != "base"]
@@ -111,7 +112,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             _check_key(str(error.full_key), str(source.name))
             raise
         except (ValidationError, OmegaConfBaseException) as error:
-            why = "it must be a list, [A,B]" if "ListConfig" in str(error) else str(error).splitlines()[0]
+            why = str(error).splitlines()[0]
+            if "ListConfig" in why and "of type 'ListConfig'" not in why:
+                why = "it must be a list, [A,B]"
             raise UserError(f"Wrong value for '{error.full_key or 'a section'}' in {source.name}: {why}.") from None
     try:
         config: Any = OmegaConf.to_object(merged)
@@ -143,10 +146,15 @@ def differences(config: Config, written: str) -> list[str]:
     then = OmegaConf.create(written)
     old = OmegaConf.merge(OmegaConf.load(CONF / "base.yaml"), then)
     new = OmegaConf.create(to_yaml(config))
-    keys = list(_keys(Config))
+    keys, leaves = known_keys(), _leaves(OmegaConf.to_container(then))
     pairs = [(key, OmegaConf.select(old, key), OmegaConf.select(new, key)) for key in keys]
-    gone = [f"{k}: was {v}, is no setting any more" for k, v in _leaves(OmegaConf.to_container(then)) if k not in keys]
+    gone = [f"{key}: was {value}, is no setting any more" for key, value in leaves if key not in keys]
     return [f"{key}: was {a}, now {b}" for key, a, b in pairs if a != b] + gone
+
+
+def known_keys() -> list[str]:
+    """All settings, as section.name."""
+    return list(_keys(Config))
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -167,7 +175,7 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_key(key: str, where: str) -> None:
-    known = list(_keys(Config))
+    known = known_keys()
     if key in known or any(k.startswith(key + ".") for k in known):
         return
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)

@@ -50,7 +50,7 @@ def run(words: list[str]) -> None:
         )
     if format_ == "actor" and not c.exchange.episodes:
         raise UserError("exchange.episodes is 0, but an actor has no end; say how many successful episodes to record.")
-    from vlapost.exchange.folder import ImportWriter, claim, finish
+    from vlapost.exchange.folder import ImportWriter, claim, finish, read_sources
 
     folder = ROOT / c.demos.path
     if format_ != "actor":
@@ -60,15 +60,14 @@ def run(words: list[str]) -> None:
     writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]), c.demos.skip_corrupt)
     try:
         entry = claim(folder, format_, source, settings(c, format_, source), writer.next)
-        if not entry.finished:
+        if not entry.finished or entry == read_sources(folder)[-1]:
             taken = bring_in(c, entry, writer)
+            finish(folder, entry)
             if taken < c.exchange.episodes:
                 cli.console.print(
-                    f"{source} gave {taken} of exchange.episodes={c.exchange.episodes}; once it holds more, the same "
-                    "command goes on."
+                    f"{source} gave {taken} of exchange.episodes={c.exchange.episodes}; when more stand behind those, "
+                    "and no other import followed, the same command goes on."
                 )
-            else:
-                finish(folder, entry)
         write_statistics(c, folder)
         cli.console.print(report(folder, c.demos.skip_corrupt))
     finally:
@@ -109,7 +108,7 @@ def bring_in(c: Config, entry: Source, writer: ImportWriter) -> int:
     from vlapost.exchange.folder import forget, shares
     from vlapost.experience.shards import DemoEpisode
 
-    wanted = c.exchange.episodes or maxsize
+    wanted = c.exchange.episodes or (0 if entry.finished else maxsize)
     taken = next(share.episodes for source, share in shares(writer.folder, c.demos.skip_corrupt) if source == entry)
     episodes: list[DemoEpisode] = []
     failures: list[Failure] = []
@@ -217,7 +216,7 @@ def report(folder: Path, skip_corrupt: bool) -> Table:
             )
             sizes, opened = f"{metres:.3f} m, {radians:.3f} rad", f"{(actions[:, 6] > 0).mean():.0%}"
         view.add_row(
-            f"{source.format}: {source.source}" + ("" if source.finished else " (not finished)"),
+            f"{source.format}: {source.source}" + ("" if source.finished else " (interrupted)"),
             str(share.episodes),
             ", ".join(f"{count} {cause}" for cause, count in share.left_out.most_common()),
             sizes,

@@ -127,7 +127,8 @@ def split_words(words: list[str], run: str) -> tuple[list[str], list[str]]:
         UserError: one for the warm-up alone concerns every stage.
     """
     own = [w.removeprefix("sft.") for w in words if w.startswith("sft.")]
-    if wrong := [w for w in own if not w.startswith(LEARNING) or w.startswith(MACHINE)]:
+    known = [w for w in own if w.split("=")[0] in config.known_keys()]  # others have a sentence of their own
+    if wrong := [w for w in known if not w.startswith(LEARNING) or w.startswith(MACHINE)]:
         raise UserError(f"sft.{wrong[0]} concerns every stage; give it without sft. in front.")
     shared = [w for w in words if not w.startswith(("sft.", *LEARNING)) or w.startswith(MACHINE)]
     shared = [*shared, f"run={run}"]
