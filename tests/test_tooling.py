@@ -1,6 +1,7 @@
 """Make targets, error sentences, the doctor's lines."""
 
 import errno
+import io
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 from torch import OutOfMemoryError
 
 from vlapost import cli, doctor, drivers
@@ -62,6 +65,18 @@ def test_a_setting_given_as_a_variable_of_make_is_refused() -> None:
         "policy.adapter=mine against=theirs seed=1"
         in dry("evaluate", "CKPT=mine", "AGAINST=theirs", "ARGS=seed=1").stdout
     )
+
+
+def test_a_long_note_does_not_push_rate_and_time_left_off_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(cli, "console", Console(file=shown, width=80, force_terminal=True))
+    with cli.progress("demo") as bar:
+        task = bar.add_task("demonstrations", total=3000, note="")
+        bar.update(task, completed=1500, note="success 92%; failed: 128 dropped before the plate, 99 not grasped")
+    last = Text.from_ansi(shown.getvalue()).plain.splitlines()[-1]
+    assert len(last) <= 80
+    for part in ("demonstrations", "1500/3000", "demo/s", "0:00:00", "left", "success"):
+        assert part in last, last
 
 
 def test_setup_script_has_no_syntax_error() -> None:

@@ -122,6 +122,17 @@ class _RateColumn(ProgressColumn):
         return Text(text, style="cyan")
 
 
+class _NoteColumn(ProgressColumn):
+    """What a narrow terminal cuts first, so that rate and time left stay."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=False))  # the table narrows such columns; the text is cut, not wrapped
+
+    def render(self, task: Task) -> Text:
+        """The note of one bar."""
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+
 def progress(unit: str) -> Progress:
     """A progress bar with rate and time left; tasks are made with `add_task(name, total=..., note="")`.
 
@@ -129,13 +140,13 @@ def progress(unit: str) -> Progress:
     """
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         _RateColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        _NoteColumn(),
         console=console,
         speed_estimate_period=120,
     )
