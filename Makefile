@@ -108,10 +108,11 @@ test: $(INSTALLED)  ## All tests
 check-lerobot: $(INSTALLED) $(LEROBOT)  ## The real lerobot package opens our export and trains on it (own environment)
 	@LEROBOT_PYTHON=$(LEROBOT) $(PYTHON) -m pytest tests/test_lerobot.py -k real -p no:cacheprovider
 
-check: $(INSTALLED)  ## Formatting, lint and types; changes nothing
+check: $(INSTALLED)  ## Formatting, lint, types, layers and lengths of files; changes nothing
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pytest tests/test_layers.py
 
 format: $(INSTALLED)  ## Format the code and mend what lint can mend
 	@$(PYTHON) -m ruff check --fix .
