@@ -15,6 +15,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -90,8 +91,6 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         if "=" not in word:
             raise UserError(f"Override '{word}' is not of the form key=value.")
         _check_key(key, f"override '{word}'")
-        if key not in known_keys():
-            raise UserError(f"'{key}' in '{word}' is a section; give its settings one by one, {key}.NAME=VALUE.")
     names = accumulate(name.split("_"), "{}_{}".format)  # ppo_dimension is what differs from ppo
     files = [CONF / f"{part}.yaml" for part in names if part != "base"]
     layers = []
@@ -152,9 +151,10 @@ def differences(config: Config, written: str) -> list[str]:
     return [f"{key}: was {a}, now {b}" for key, a, b in pairs if a != b] + gone
 
 
-def known_keys() -> list[str]:
+@cache
+def known_keys() -> tuple[str, ...]:
     """All settings, as section.name."""
-    return list(_keys(Config))
+    return tuple(_keys(Config))
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -176,8 +176,10 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_key(key: str, where: str) -> None:
     known = known_keys()
-    if key in known or any(k.startswith(key + ".") for k in known):
+    if key in known:
         return
+    if any(k.startswith(key + ".") for k in known):
+        raise UserError(f"'{key}' in {where} is a section; give its settings one by one, {key}.NAME=VALUE.")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(f"Unknown key '{key}' in {where}{hint}")

@@ -23,13 +23,14 @@ def run(words: list[str]) -> None:
     if not c.policy.adapter:
         raise UserError("policy.adapter is empty; name the adapter to merge: make export CKPT=FOLDER OUT=FOLDER.")
 
+    from vlapost.policies.files import occupied
     from vlapost.policies.hub import locate
     from vlapost.policies.merge import TITLE, merge
 
     source, adapter, folder = locate(c.policy.checkpoint, ROOT), ROOT / c.policy.adapter, ROOT / out
     card = folder / "README.md"
     ours = card.is_file() and TITLE in card.read_text()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
+    if occupied(folder) and not ours:
         raise UserError(f"{folder} is there and was not written by this command; give another folder as OUT.")
     if folder.resolve() == source.resolve():
         raise UserError(f"{folder} is what is to be merged; give another folder as OUT.")

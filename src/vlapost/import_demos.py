@@ -60,7 +60,7 @@ def run(words: list[str]) -> None:
     writer = ImportWriter(folder, (c.env.image_size[0], c.env.image_size[1]), c.demos.skip_corrupt)
     try:
         entry = claim(folder, format_, source, settings(c, format_, source), writer.next)
-        if not entry.finished or entry == read_sources(folder)[-1]:
+        if not entry.finished or (c.exchange.episodes and entry == read_sources(folder)[-1]):
             taken = bring_in(c, entry, writer)
             finish(folder, entry)
             if taken < c.exchange.episodes:
@@ -108,7 +108,7 @@ def bring_in(c: Config, entry: Source, writer: ImportWriter) -> int:
     from vlapost.exchange.folder import forget, shares
     from vlapost.experience.shards import DemoEpisode
 
-    wanted = c.exchange.episodes or (0 if entry.finished else maxsize)
+    wanted = c.exchange.episodes or maxsize
     taken = next(share.episodes for source, share in shares(writer.folder, c.demos.skip_corrupt) if source == entry)
     episodes: list[DemoEpisode] = []
     failures: list[Failure] = []

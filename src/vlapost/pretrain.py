@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from vlapost.experience.demos import DemoDataset
 
-UPDATES = ("grad_norm", "empty_steps", "skipped_steps", "stopped_steps")
-EACH_STEP = tuple(f"train/{name}" for name in UPDATES)  # logged of every update, not of iterations
+# Logged of every update, not of iterations.
+EACH_STEP = ("train/grad_norm", "train/empty_steps", "train/skipped_steps", "train/stopped_steps")
 PART = "part="  # how this command starts the processes of its stages
 SEEING, ACTING = "seeing", "acting"
 
@@ -68,6 +68,7 @@ def refuse(cfg: Config, name: str) -> None:
         UserError: the settings of another command; pictures of another size; `policy.checkpoint` is something else
             than a checkpoint.
     """
+    from vlapost.policies.files import occupied
     from vlapost.policies.tiny import IMAGE
 
     target, size = ROOT / cfg.policy.checkpoint, [IMAGE, IMAGE]
@@ -75,8 +76,7 @@ def refuse(cfg: Config, name: str) -> None:
         raise UserError(f"conf/{name}.yaml describes no pretraining; leave it out, or begin its name with pretrain_.")
     if cfg.env.image_size != size:
         raise UserError(f"env.image_size is {cfg.env.image_size}; openvla-tiny sees {size}.")
-    there = target.is_file() or (target.is_dir() and any(target.iterdir()))
-    if there and not (target / "model.safetensors").is_file():
+    if occupied(target) and not (target / "model.safetensors").is_file():
         raise UserError(
             f"policy.checkpoint is {target}, which this command would replace, and which holds no model.safetensors; "
             "name a new folder, or that of a checkpoint."

@@ -61,9 +61,9 @@ def train(cfg: Config, folder: Path) -> None:
         check_adapter(config.ROOT / cfg.policy.adapter, cfg.policy)  # before the run's name is taken
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
-    at_its_end = checkpoint is not None and iterations(checkpoint) >= last_iteration(cfg, checkpoint)
-    if checkpoint is not None and at_its_end and newer(folder / "adapter", checkpoint):
-        cli.console.print(f"{folder.name}: already finished ({folder / 'adapter'}).")
+    adapter = folder / "adapter"
+    if checkpoint and iterations(checkpoint) >= last_iteration(cfg, checkpoint) and newer(adapter, checkpoint):
+        cli.console.print(f"{folder.name}: already finished ({adapter}).")
         return
 
     from vlapost.build import build_experience, build_module, build_policy
@@ -72,7 +72,7 @@ def train(cfg: Config, folder: Path) -> None:
     policy = build_policy(cfg, place(cfg))
     module = build_module(cfg, policy)
     if fit(cfg, folder, module, build_experience(cfg, policy, module), checkpoint):
-        save_policy(policy, folder / "adapter")
+        save_policy(policy, adapter)
 
 
 def fit(cfg: Config, folder: Path, module: PolicyModule, data: ExperienceModule, checkpoint: Path | None) -> bool:

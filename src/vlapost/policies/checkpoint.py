@@ -64,8 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    kind = config.get("model_type", "openvla") if isinstance(config, dict) else "no object"
-    if kind != "openvla":
+    if (kind := config.get("model_type", "openvla")) != "openvla":
         raise UserError(
             f"{path} describes a model of type '{kind}', not 'openvla'; set policy.checkpoint to an OpenVLA."
         )
@@ -130,18 +129,11 @@ def save_openvla(network: OpenVLA, source: Path, statistics: dict[str, Any], fol
 
 
 def statistics_of(config: dict[str, Any], *folders: Path) -> dict[str, Any]:
-    """Action statistics by data set: those of config.json, overruled by the dataset_statistics.json of each folder.
-
-    Raises:
-        UserError: such a file does not say them by data set.
-    """
+    """Action statistics by data set: those of config.json, overruled by the dataset_statistics.json of each folder."""
     statistics = dict(config.get("norm_stats", {}))
-    for path in (folder / STATISTICS for folder in folders):
-        if path.is_file():
-            found = read_json(path)
-            if not isinstance(found, dict):
-                raise UserError(f"{path} does not say its statistics by data set; copy or create it again.")
-            statistics |= found
+    for folder in folders:
+        if (folder / STATISTICS).is_file():
+            statistics |= read_json(folder / STATISTICS)
     return statistics
 
 

@@ -23,18 +23,21 @@ from vlapost.disk import flush, flush_entry
 INDEX = "model.safetensors.index.json"
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file, as all of a checkpoint are: keys and values.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, is not JSON, or is no object with keys.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; the folder is not complete: copy or create it again.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); copy or create the file again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object with keys; copy or create the file again.")
+    return content
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -167,6 +170,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def occupied(folder: Path) -> bool:
+    """Whether something is there that `new_folder` would replace."""
+    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
 
 
 def restore(folder: Path) -> None:

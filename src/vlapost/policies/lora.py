@@ -78,7 +78,7 @@ def adapter_sizes(folder: Path) -> tuple[int, int]:
         UserError: the file is missing, or describes something else than plain LoRA.
     """
     settings = read_json(folder / SETTINGS)
-    if not isinstance(settings, dict) or "r" not in settings or "lora_alpha" not in settings:
+    if "r" not in settings or "lora_alpha" not in settings:
         raise UserError(f"{folder / SETTINGS} has no 'r' or 'lora_alpha'; it is not a LoRA adapter.")
     special = [k for k in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias") if settings.get(k)]
     if special:
