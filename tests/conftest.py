@@ -8,6 +8,8 @@ import torch
 from vlapost.config import load
 from vlapost.envs.vector import SceneVector, make_env
 
+torch.set_num_threads(1)  # as in the processes of a run, whichever files are tested
+
 
 @pytest.fixture(autouse=True)
 def full_precision() -> Iterator[None]:
@@ -20,7 +22,6 @@ def full_precision() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def env() -> Iterator[SceneVector]:
     """Two scenes of the benchmark at 128x128, shared by all tests of a process; reset it before use."""
-    torch.set_num_threads(1)
     shared = make_env(load("base", ["env.obj_set=train", "env.image_size=[128,128]"]).env, 2)
     yield shared
     shared.close()

@@ -33,7 +33,6 @@ from vlapost.policies.policy import OpenVLAPolicy, save_policy
 from vlapost.policies.tiny import write_tiny
 from vlapost.policies.value_head import ValueHead
 
-torch.set_num_threads(1)
 ACTION = {"q01": [-0.03] * 6 + [0.0], "q99": [0.03] * 6 + [1.0], "mask": [True] * 6 + [False]}
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -23,6 +24,7 @@ from vlapost.envs.episodes import (
 )
 from vlapost.envs.places import RING, SQUARE, Places
 from vlapost.envs.setups import ARM_OFFSETS, TEMPLATES, declare, find_setup
+from vlapost.policies import tiny_tokenizer
 
 PREFIX = "PutOnPlateInScene25"
 MAIN = PREFIX + "Main-v3"
@@ -171,7 +173,7 @@ def test_number_of_episodes_of_every_setup(name):
 
 
 def test_seventeen_environments():
-    ids = [env_id for env_id in declare("v2") if env_id.startswith(PREFIX)]
+    ids = {PREFIX + env_id for env_id, _ in TOTALS}
     assert len(ids) == 17 and all(gymnasium.spec(env_id).max_episode_steps == 80 for env_id in ids)
 
 
@@ -296,3 +298,12 @@ def test_instruction():
     assert TEMPLATES[0].format(object="carrot", receptacle="plate") == "put carrot on plate"
     assert TEMPLATES[13].format(object="carrot", receptacle="plate") == "Move carrot so it’s on plate."
     assert len(TEMPLATES) == len(set(TEMPLATES)) == 17
+    assert [number for number, text in enumerate(TEMPLATES) if text[0].isupper()] == [1, 4, 7, 9, 12, 13, 14]
+    known = tiny_tokenizer.TEMPLATES.strip().splitlines()  # written down there for themselves
+    assert [text.format(object="C", receptacle="P").lower() for text in TEMPLATES] == [text.lower() for text in known]
+
+
+def test_too_few_starts_for_a_list():
+    setup = find_setup(MAIN, "few")
+    with pytest.raises(UserError, match=r"too few different starts .* of 1024 episodes; declare it with held_out=N"):
+        make_held_out(replace(setup, objects=range(1), tables=range(1), yaws=setup.yaws[:1]))

@@ -84,12 +84,13 @@ def test_an_adapter_belongs_to_the_base_of_its_run(
         evaluate.fingerprint(c)  # no run around it: as it says
         assert origin.differing(c) == ""
         (stage / "base.sha256").write_text(evaluate.fingerprint(settings(checkpoint)))
-        (stage / "config.yaml").write_text(config.to_yaml(settings(checkpoint, "env.image_size=[224,224]")))
+        (stage / "config.yaml").write_text(
+            config.to_yaml(settings(checkpoint, "env.image_size=[224,224]", "trainer.precision=bf16-true"))
+        )
         evaluate.fingerprint(c)
         origin.say_what_differs(c)
-        assert "was trained with env.image_size=[224, 224] (now [128, 128])" in " ".join(
-            capsys.readouterr().out.split()
-        )
+        said = " ".join(capsys.readouterr().out.split())
+        assert "with trainer.precision=bf16-true (now 32-true), env.image_size=[224, 224] (now [128, 128])" in said
         (stage / "base.sha256").write_text("another")
         with pytest.raises(
             UserError, match=f"was trained when policy.checkpoint was {checkpoint}, and .* other weights"
@@ -108,12 +109,13 @@ def test_pickles_are_named_before_anything_else(checkpoint: Path, tmp_path: Path
 def test_two_results_on_the_same_episodes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["evaluation.actor=random", "evaluation.episodes=2", "evaluation.workers=1", "evaluation.videos=0"]
+    words = ["evaluation.episodes=2", "evaluation.workers=1", "evaluation.videos=0", "evaluation.actor=random"]
     monkeypatch.setattr(evaluate, "folder", lambda c: tmp_path / str(c.seed))
     evaluate.run([*words, "seed=0"])
-    evaluate.run([*words, "seed=1", f"against={tmp_path}/0"])
+    evaluate.run([*words[:3], "evaluation.actor=planner", "seed=1", f"against={tmp_path}/0"])
     found = json.loads((tmp_path / "1/comparison.json").read_text())["setups"]["few"]
-    assert found["n"] == 2 and found["ours"] - found["theirs"] == found["difference"]
+    assert (found["n"], found["better"], found["worse"]) == (2, 2, 0)
+    assert (found["ours"], found["theirs"], found["difference"]) == (1, 0, 1)
     assert "Success at end against" in capsys.readouterr().out
     for word, sentence in (
         ("env.obj_set=train", r"was made with env\.obj_set=few"),

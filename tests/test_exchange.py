@@ -42,6 +42,8 @@ from vlapost.experience.shards import (
 from vlapost.policies.load import load_policy
 
 RLDS = Path(__file__).parent / "fixtures/rlds/tiny_bridge/1.0.0"  # written by tensorflow_datasets, see make.py there
+SIZE = (24, 32)  # of imported pictures
+SMALL = "env.image_size=[24,32]"
 
 
 def declared(*words: str) -> config.ExchangeConfig:
@@ -501,7 +503,7 @@ def planner_folder(folder: Path) -> Path:
 
 def import_all(folder: Path, *words: str) -> str:
     with cli.console.capture() as shown:
-        import_demos.run([f"demos.path={folder}", "env.image_size=[24,32]", *words])
+        import_demos.run([f"demos.path={folder}", SMALL, *words])
     return shown.get()
 
 
@@ -510,10 +512,10 @@ def test_an_import_that_has_stored_nothing_yet_is_not_taken_for_an_empty_folder(
     write_npz(tmp_path / "theirs", 0)
     claim(tmp_path, "npz", str(tmp_path / "theirs"), {}, 0)
     with pytest.raises(UserError, match=r"import of .*theirs into .* was interrupted before anything was stored"):
-        imported(tmp_path, 140, False)
+        imported(tmp_path, 140, SIZE, False)
     (entry,) = read_sources(tmp_path)
     forget(tmp_path, entry)  # it gave nothing: the folder is as any other
-    assert imported(tmp_path, 140, False) is None
+    assert imported(tmp_path, 140, SIZE, False) is None
 
 
 def test_episodes_of_which_a_filter_keeps_nothing(tmp_path: Path) -> None:
@@ -654,10 +656,12 @@ def test_imports_and_the_planners_demonstrations_stay_apart(tmp_path: Path) -> N
     with pytest.raises(UserError, match="ours holds the planner's demonstrations of PutOnPlateInScene25Main-v3"):
         import_all(ours, "from=npz", f"source={theirs}")
     import_all(folder, "from=npz", f"source={theirs}")
-    wanted = config.load("base", [f"demos.path={folder}", "demos.episodes=1"])
-    collect_demos.collect(wanted).close()  # what training begins with: all is there, nothing is simulated
+    wanted = [f"demos.path={folder}", "demos.episodes=1", SMALL]
+    collect_demos.collect(config.load("base", wanted)).close()  # all is there, nothing is simulated
     with pytest.raises(UserError, match="holds 1 imported demonstrations, 2 are wanted; import more"):
-        collect_demos.collect(config.load("base", [f"demos.path={folder}", "demos.episodes=2"]))
+        collect_demos.collect(config.load("base", [*wanted, "demos.episodes=2"]))
+    with pytest.raises(UserError, match=r"have 24x32 pixels, env.image_size is \[128, 128\]; give the same, or import"):
+        collect_demos.collect(config.load("base", wanted[:2]))
     with pytest.raises(UserError, match="imported demonstrations, without the positions and labels that pretraining"):
         cfg = config.load("pretrain", [f"demos.path={folder}", "demos.episodes=1"])
         pretrain_command.pretrain(cfg, tmp_path / "untrained", tmp_path / "seeing", frozen=False)
@@ -716,7 +720,7 @@ def test_a_damaged_shard_of_an_import_can_be_left_out(tmp_path: Path, monkeypatc
     middle.path.write_bytes(middle.path.read_bytes()[:-1])
 
     def collected(episodes: int, *words: str) -> tuple[int, list[ShardFile]]:
-        words = (f"demos.path={folder}", f"demos.episodes={episodes}", *words)
+        words = (f"demos.path={folder}", f"demos.episodes={episodes}", SMALL, *words)
         with closing(collect_demos.collect(config.load("base", words))) as writer:
             return writer.episodes, writer.skipped
 
@@ -754,7 +758,7 @@ def test_folders_whose_sources_are_lost(tmp_path: Path, text: str | None, match:
     sources.unlink()
     if text is not None:
         sources.write_text(text)
-    cfg = config.load("base", [f"demos.path={tmp_path / 'folder'}", "demos.episodes=1"])
+    cfg = config.load("base", [f"demos.path={tmp_path / 'folder'}", "demos.episodes=1", SMALL])
     for command in (lambda: import_all(tmp_path / "folder", *words), lambda: collect_demos.collect(cfg)):
         with pytest.raises(UserError, match=match) as error:
             command()
@@ -765,7 +769,8 @@ def test_folders_whose_sources_are_lost(tmp_path: Path, text: str | None, match:
 def test_sft_learns_from_imported_demonstrations(tmp_path: Path, tiny: Path) -> None:
     write_npz(tmp_path / "theirs", 0)
     import_all(tmp_path / "folder", "from=npz", f"source={tmp_path / 'theirs'}")
-    cfg = config.load("base", [f"demos.path={tmp_path / 'folder'}", "demos.episodes=1", f"policy.checkpoint={tiny}"])
+    words = [f"demos.path={tmp_path / 'folder'}", "demos.episodes=1", f"policy.checkpoint={tiny}", SMALL]
+    cfg = config.load("base", words)
     policy = load_policy(cfg.policy, "cpu", torch.float32)
     feed = demo_feed(cfg, policy)
     batch = feed.make(torch.arange(feed.size), None)

@@ -12,7 +12,7 @@ import torch
 
 from vlapost.config import UserError, load
 from vlapost.contracts import DemoBatch, Metrics, Observation, PolicyEvaluation, PolicyOutput, Rollout, Step
-from vlapost.experience.augment import augment, jitter, repaint
+from vlapost.experience.augment import augment, jitter, recolour, repaint
 from vlapost.experience.buffer import DemoBatches, Minibatches, rejudge, seeded, shuffled
 from vlapost.experience.collect import Stopwatch, collect, gumbel_noise
 from vlapost.experience.datamodule import ExperienceModule, explained_variance, to_go
@@ -274,6 +274,18 @@ def test_brightness_then_contrast_about_each_channels_mean():
     x = torch.tensor([[[[0.5, 0.9]], [[0.0, 0.2]], [[0.1, 0.1]]]])
     found = jitter(x, torch.tensor(0.2).view(1, 1, 1, 1), torch.tensor(2.0).view(1, 1, 1, 1))
     torch.testing.assert_close(found, torch.tensor([[[[0.55, 1.0]], [[0.1, 0.5]], [[0.3, 0.3]]]]))
+
+
+def test_hue_turns_about_grey_and_saturation_leads_to_it():
+    # luma of red is 0.299, of green 0.587: half a turn puts a colour on the other side of its grey, 2 luma - colour
+    red, green = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
+    x = torch.stack([red, red, green, red]).view(4, 3, 1, 1)
+    found = recolour(x, torch.tensor([torch.pi, 0, torch.pi, torch.pi / 2]), torch.tensor([1, 0.5, 0, 1]))
+    expected = [[-0.402, 0.598, 0.598], [0.6495, 0.1495, 0.1495], [0.587] * 3]
+    torch.testing.assert_close(found[:3, :, 0, 0], torch.tensor(expected), atol=1e-3, rtol=0)
+    # a quarter turn of red's chroma (0.596, 0.211) is (-0.211, 0.596); back by the inverse as published (NTSC)
+    turned = 0.299 + torch.tensor([[0.956, 0.619], [-0.272, -0.647], [-1.106, 1.703]]) @ torch.tensor([-0.211, 0.596])
+    torch.testing.assert_close(found[3, :, 0, 0], turned, atol=2e-3, rtol=0)
 
 
 def test_explained_variance():

@@ -18,7 +18,6 @@ from vlapost.policies.policy import OpenVLAPolicy
 from vlapost.policies.sizes import scaled_7b
 from vlapost.policies.tiny import FEATURIZER, FUSED_FEATURIZER, IMAGE, TEXT
 
-torch.set_num_threads(1)
 BATCH = 24
 INSTRUCTION = "put carrot on plate"
 

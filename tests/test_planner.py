@@ -320,6 +320,7 @@ def test_a_grasped_object_is_lifted_from_under_a_pushed_down_target(
     ("change", "cause"),
     [
         ("never close", NOT_GRASPED),
+        ("never close after it was lost", NOT_GRASPED),
         ("open for two steps while lifting", DROPPED),
         ("stay where it was grasped", NOT_ON_PLATE),
     ],
@@ -327,11 +328,11 @@ def test_a_grasped_object_is_lifted_from_under_a_pushed_down_target(
 def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, scene: Scene, change: str, cause: str) -> None:
     env, planner = scene
 
-    def spoilt(planner: ArmPlanner, situation: Situation) -> np.ndarray:
-        actions = plan_demonstration(planner, situation)
+    def spoilt(planner: ArmPlanner, situation: Situation, *before: object) -> np.ndarray:
+        actions = plan_demonstration(planner, situation, *before)
         assert actions is not None
         closed = np.flatnonzero(actions[:, 6] == CLOSED)
-        if change == "never close":
+        if change.startswith("never close"):
             actions[:, 6] = OPEN
         elif change == "open for two steps while lifting":
             actions[closed[5:7], 6] = OPEN
@@ -340,4 +341,7 @@ def test_failures_have_their_cause(monkeypatch: pytest.MonkeyPatch, scene: Scene
         return actions
 
     monkeypatch.setattr(demonstrate_module, "plan_demonstration", spoilt)
-    assert demonstrate(env, planner, 2 * 50176 + 1400) == cause
+    monkeypatch.setattr(disturb_module, "SHARES", (1, 0, 0, 0, 0))
+    lost = np.random.default_rng(2) if change.endswith("lost") else None
+    assert demonstrate(env, planner, 2 * 50176 + 1400, lost) == cause
+    assert bool(env.scenes[0].progress.metrics.grasp) == (change != "never close")  # what is lost was held

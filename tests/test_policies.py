@@ -28,7 +28,6 @@ from vlapost.policies.policy import OpenVLAPolicy, save_policy
 from vlapost.policies.tiny import write_tiny
 from vlapost.policies.tiny_tokenizer import sentences, write_tokenizer
 
-torch.set_num_threads(1)
 STATISTICS = {
     "sft": {
         "action": {

@@ -26,7 +26,6 @@ from vlapost.policies.prompt import PAD
 from vlapost.policies.tiny_tokenizer import write_tokenizer
 from vlapost.policies.vit import ViTSizes
 
-torch.set_num_threads(1)
 FIXTURE = Path(__file__).parent / "fixtures" / "oracle"
 FEATURES = MEANS = 1e-5
 # Between logits added up in two orders: 2e-5 of their spread. The recorded ones lie 2.6e-5 from ours in float64.

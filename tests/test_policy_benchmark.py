@@ -13,7 +13,6 @@ from benchmarks.networks import Size, work
 
 from vlapost.config import UserError
 
-torch.set_num_threads(1)
 TOY = (Size("toy", 16, 1),)
 
 

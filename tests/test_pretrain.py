@@ -1,6 +1,7 @@
 """Both parts of pretraining, small and real, and what they leave beside the weights."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vlapost import collect_demos, config
 from vlapost import pretrain as command
+from vlapost.assets.pack import edition
 from vlapost.config import UserError
+from vlapost.evaluation.summary import METRICS
 from vlapost.pretrain import acting, pretrain, views_of, write_log
 
 SMALL = [
@@ -90,6 +93,43 @@ def test_what_would_end_badly_after_hours_is_refused_at_once(tmp_path: Path, mon
         with pytest.raises(UserError, match=match):
             command.run(words)
     assert (tmp_path / "data/demos").is_dir() and not (tmp_path / "lightning_logs").exists()
+
+
+def test_what_is_finished_takes_the_place_of_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, target, measured = tmp_path / "work", tmp_path / "tiny", []
+
+    def evaluate(c: config.Config, out: Path) -> dict:
+        measured.append((out.name, c.policy.checkpoint.removeprefix(f"{work}/"), c.env.assets))
+        rates = {m: {"mean": len(measured) / 10, "low": 0, "high": 1, "n": 200} for m in METRICS}
+        return rates | {"decoding": "T=0.6", "seed": 0}
+
+    monkeypatch.setattr(command.evaluate, "evaluate", evaluate)
+    (work / "acting/openvla-tiny").mkdir(parents=True)
+    (work / "acting/openvla-tiny/model.safetensors").write_bytes(b"new")
+    (work / "config.yaml").write_text("run: pretrain\n")
+    for part in ("seeing", "acting"):
+        with SummaryWriter(str(work / part)) as writer:
+            writer.add_scalar("train/loss", len(part), 99)
+    target.mkdir()
+    for name in ("model.safetensors", "README.md", "of_before.json"):
+        (target / name).write_bytes(b"old")
+    command.publish(config.load("pretrain"), work, target)
+    acted = "acting/openvla-tiny"
+    assert measured == [
+        ("evaluation-world", acted, "world"),
+        ("evaluation-untrained", "untrained", "procedural"),
+        ("evaluation-pretrained", acted, "procedural"),
+    ]
+    scores = json.loads((target / "scores.json").read_text())
+    assert [scores[who]["success_end"]["mean"] for who in ("world", "untrained", "pretrained")] == [0.1, 0.2, 0.3]
+    assert scores["measured"]["episodes"] == 200 and scores["measured"]["assets"] == edition("procedural")
+    assert {path.name: path.read_text() for path in target.iterdir() if path.name != "scores.json"} == {
+        "model.safetensors": "new",
+        "README.md": "old",  # written by hand
+        "recipe.yaml": "run: pretrain\n",
+        "log.csv": "step,train/loss\n99,6.0\n",
+        "log-acting.csv": "step,train/loss\n99,6.0\n",
+    }
 
 
 def test_the_second_part_has_demonstrations_in_the_place_of_views() -> None:

@@ -20,7 +20,6 @@ from vlapost.policies.memory import base_bytes
 from vlapost.policies.openvla import OpenVLA
 from vlapost.policies.policy import OpenVLAPolicy
 
-torch.set_num_threads(1)
 TOKENS = torch.arange(14).view(2, 7) * 18
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -185,10 +186,23 @@ def test_doctor_reports_whatever_a_check_does(program: str, expected: tuple[bool
     assert doctor.judge([sys.executable, "-c", program], "mend it") == expected
 
 
-@pytest.mark.parametrize("name", ["packages", "machine"])
-def test_checks_that_need_nothing_pass_here(name: str) -> None:
-    healthy, text = doctor.judge([sys.executable, "-m", "vlapost.doctor", name], "mend it")
+def test_the_packages_here_are_those_of_setup_cfg() -> None:
+    healthy, text = doctor.judge([sys.executable, "-m", "vlapost.doctor", "packages"], "mend it")
     assert healthy, text
+
+
+def test_a_machine_needs_memory_and_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine(memory: float, disk: float) -> str:
+        sizes = SimpleNamespace(available=memory * 2**30, total=8 * 2**30), SimpleNamespace(free=disk * 2**30)
+        monkeypatch.setattr("psutil.virtual_memory", lambda: sizes[0])
+        monkeypatch.setattr("shutil.disk_usage", lambda path: sizes[1])
+        return doctor.check_machine()
+
+    assert machine(4, 2).endswith(" cores, 8 GiB memory, 2 GiB free on disk")
+    with pytest.raises(UserError, match=r"only 3\.9 GiB of memory are free and 4 are needed"):
+        machine(3.9, 2)
+    with pytest.raises(UserError, match=r"only 1\.9 GiB are free on the disk of .* and 2 are needed"):
+        machine(4, 1.9)
 
 
 # ---- Vulkan driver

@@ -122,7 +122,8 @@ def test_an_adapter_is_that_of_the_last_iteration(tiny: Path, tmp_path: Path, mo
         return build_experience(cfg, policy, module, lambda: noise_feed(cfg, policy))
 
     monkeypatch.setattr("vlapost.build.build_experience", without_simulator)
-    short, long = (settings("sft", [*SFT, "optim.schedule=constant"], tiny, count) for count in (1, 2))
+    words = [*SFT, "optim.schedule=constant", "trainer.snapshot_every=1"]
+    short, long = (settings("sft", words, tiny, count) for count in (1, 2))
     folder = tmp_path / "sft"
     train.train(short, folder)
     with monkeypatch.context() as killed:
@@ -137,6 +138,9 @@ def test_an_adapter_is_that_of_the_last_iteration(tiny: Path, tmp_path: Path, mo
         layer = name.removeprefix("base_model.model.").removesuffix(".weight")
         assert torch.equal(tensor, whole[f"policy.network.{layer}.default.weight"])
     stamp = weights.stat().st_mtime_ns
+    for count, kept in enumerate((before, after), 1):
+        snapshot = load_file(tmp_path / f"whole/snapshots/{count:05d}" / weights.name)
+        assert all(torch.equal(snapshot[name], tensor) for name, tensor in kept.items())
     train.train(long, folder)  # finished
     assert weights.stat().st_mtime_ns == stamp
 

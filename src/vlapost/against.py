@@ -32,8 +32,9 @@ def same_scenes(c: Config, path: Path, keys: Sequence[str] = SCENES) -> None:
     Raises:
         UserError: it is of others, or of a version that did not say, or no report.
     """
-    from vlapost.assets.pack import exact_edition
+    from vlapost.assets.pack import exact_edition, open_pack
 
+    open_pack(c.env.assets)  # says so where there is none
     try:
         report = json.loads(path.read_text())
         other = report["config"]["env"] | {"assets": report["edition"]}

@@ -132,7 +132,7 @@ def collect(cfg: Config) -> DemoWriter:
 
     d = cfg.demos
     wanted = d.episodes + d.held_out
-    if there := imported(ROOT / d.path, wanted, d.skip_corrupt):
+    if there := imported(ROOT / d.path, wanted, cfg.env.image_size, d.skip_corrupt):
         return DemoWriter(ROOT / d.path, there, skip_corrupt=d.skip_corrupt)
     look = partial(check_starts, cfg)
     writer = DemoWriter(ROOT / d.path, meta_of(cfg), d.shard_attempts, d.part, d.parts, d.skip_corrupt, look)

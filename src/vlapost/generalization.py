@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +164,11 @@ def report(c: Config, out: Path, results: Results, spent: dict[str, float]) -> T
     return table
 
 
+def in_order(found: Iterable[Path]) -> list[Path]:
+    """The files of the seeds of a setup, whose folders end in their numbers."""
+    return sorted(found, key=lambda path: int(path.parent.name.rpartition("-seed")[2]))
+
+
 def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     """Finished episodes of another result of this command, by setup and seed.
 
@@ -176,7 +181,7 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     if not reports:
         raise UserError(f"{place} holds no report; give the folder that make generalization printed at its end.")
     against.same_scenes(c, reports[0])
-    paths = {name: sorted(place.glob(f"{name}-seed*/episodes.jsonl")) for name in setups}
+    paths = {name: in_order(place.glob(f"{name}-seed*/episodes.jsonl")) for name in setups}
     known = {name: [list(log.read(path).values()) for path in found] for name, found in paths.items() if found}
     if not known:
         raise UserError(f"{place} holds no episodes of {', '.join(setups)}; name setups that both have.")

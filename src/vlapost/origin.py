@@ -10,7 +10,15 @@ from vlapost import cli
 from vlapost.config import ROOT, Config, UserError
 
 BASE = "base.sha256"  # of a run: the fingerprint of the weights it began with
-SEEN = ("policy.unnorm_key", "env.image_size", "env.shader", "env.sim_freq")  # what a policy is used to
+# what a policy is used to, and the numbers it is computed in
+SEEN = (
+    "policy.unnorm_key",
+    "policy.quantize",
+    "trainer.precision",
+    "env.image_size",
+    "env.shader",
+    "env.sim_freq",
+)
 
 
 def stage_of(adapter: Path) -> Path | None:

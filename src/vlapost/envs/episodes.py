@@ -266,6 +266,11 @@ def make_held_out(setup: Setup, never: Sequence[int] = ()) -> Tensor:
             order = np.lexsort((rng.random(counts.shape[1]), counts.sum(axis=0), counts[object_]))
             if name == "yaw":
                 order = [value for value in order if (*row.values(), value) not in seen]
+                if not order:
+                    raise UserError(
+                        f"A setup has too few different starts for a list of {HELD_OUT_COUNT} episodes; declare it "
+                        "with held_out=N, so that its first N are those of evaluations."
+                    )
                 seen.add((*row.values(), order[0]))
             counts[object_, order[0]] += 1
             row[name] = order[0]

@@ -28,7 +28,7 @@ ARM_OFFSETS = tuple(o for o in product(*[BENDS] * 5, TURNS) if abs(o[1] + o[2]) 
 
 TEMPLATES = (
     "put {object} on {receptacle}",  # of training
-    "place the {object} on the {receptacle}",
+    "Place the {object} on the {receptacle}",
     "set {object} on {receptacle}",
     "move the {object} to the {receptacle}",
     "Take the {object} and put it on the {receptacle}",

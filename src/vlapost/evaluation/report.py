@@ -61,7 +61,11 @@ def scores(results: Results, groups: Groups) -> dict[str, Any]:
 
 def per_episode(seeds: Sequence[Sequence[EpisodeResult]], metric: str) -> np.ndarray:
     """Outcome of each different episode, averaged over the seeds that have run it."""
-    return np.array(list(_by_episode(seeds, metric).values()))
+    outcomes: dict[int, list[bool]] = {}
+    for episodes in seeds:
+        for episode in episodes:
+            outcomes.setdefault(episode.episode_id, []).append(getattr(episode, metric))
+    return np.array([np.mean(values) for values in outcomes.values()])
 
 
 def over_seeds(trainings: Mapping[int, Sequence[EpisodeResult]]) -> dict[str, Any]:
@@ -84,14 +88,13 @@ def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
 
     Returns:
         {setup: {"ours", "theirs", "difference", "low", "high" (95 %, bootstrapped over episodes), "better", "worse",
-        "p", "q", "n"}} of the setups and episodes both have; p is McNemar's exact test (with several seeds the sign
-        test over episodes), q the same adjusted for the number of setups (Benjamini and Hochberg 1995): of those
-        below 0.05, one in twenty is expected to be chance.
+        "p", "q", "n"}} of the setups, sampling seeds and episodes that both have; p is McNemar's exact test (with
+        several seeds the sign test over episodes), q the same adjusted for the number of setups (Benjamini and
+        Hochberg 1995): of those below 0.05, one in twenty is expected to be chance.
     """
     found: dict[str, dict[str, float]] = {}
     for name in [name for name in ours if name in theirs]:
-        mine, other = (_by_episode(results[name], "success_end") for results in (ours, theirs))
-        pairs = np.array([(mine[id_], other[id_]) for id_ in mine if id_ in other])
+        pairs = _pairs(ours[name], theirs[name])
         if not len(pairs):
             continue
         difference = pairs[:, 0] - pairs[:, 1]
@@ -105,6 +108,21 @@ def compare(ours: Results, theirs: Results) -> dict[str, dict[str, float]]:
     for one, q in zip(found.values(), false_discovery_control([one["p"] for one in found.values()])):
         one["q"] = float(q)
     return found
+
+
+def _pairs(ours: Sequence[Sequence[EpisodeResult]], theirs: Sequence[Sequence[EpisodeResult]]) -> np.ndarray:
+    """Success at the end `[n, 2]` of each episode both have, averaged over the seeds in which both have it.
+
+    Means over other numbers of seeds may not be paired: a mean of three is seldom 0 or 1, so that an outcome of one
+    seed lies nearly always on the same side of it.
+    """
+    both: dict[int, list[tuple[bool, bool]]] = {}
+    for mine, other in zip(ours, theirs):
+        known = {e.episode_id: e.success_end for e in other}
+        for e in mine:
+            if e.episode_id in known:
+                both.setdefault(e.episode_id, []).append((e.success_end, known[e.episode_id]))
+    return np.array([np.mean(outcomes, axis=0) for outcomes in both.values()])
 
 
 def write_report(
@@ -175,14 +193,6 @@ def _with_range(value: Mapping[str, float]) -> str:
     return mean + (f" [{100 * value['low']:.0f}, {100 * value['high']:.0f}]" if "low" in value else "")
 
 
-def _by_episode(seeds: Sequence[Sequence[EpisodeResult]], metric: str) -> dict[int, float]:
-    outcomes: dict[int, list[bool]] = {}
-    for episodes in seeds:
-        for episode in episodes:
-            outcomes.setdefault(episode.episode_id, []).append(getattr(episode, metric))
-    return {id_: float(np.mean(values)) for id_, values in outcomes.items()}
-
-
 def _rate(values: np.ndarray) -> dict[str, float]:
     bootstrapped = _interval(np.mean, values)
     named = {f"boot_{name}": value for name, value in bootstrapped.items()}
@@ -232,8 +242,9 @@ def _interval(statistic: Any, *samples: np.ndarray) -> dict[str, float]:
 
 
 def _relative_drop(ood: np.ndarray, ind: np.ndarray) -> dict[str, float]:
+    floor = min(ind.mean(), 1 / len(ind))  # a resample without any success has no ratio
+
     def drop(ood: np.ndarray, ind: np.ndarray, axis: int = -1) -> np.ndarray:
-        floor = 1 / ind.shape[-1]  # a resample without any success has no ratio
         reference = np.maximum(ind.mean(axis=axis), floor)
         return (ood.mean(axis=axis) - reference) / reference
 

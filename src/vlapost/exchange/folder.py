@@ -66,11 +66,12 @@ def imported_meta(image_size: tuple[int, int]) -> DemoMeta:
     return DemoMeta(VERSION, "", "", "", image_size, "", 0, 0, 0.0, "", grounded=False)
 
 
-def imported(folder: Path, wanted: int, skip_corrupt: bool) -> DemoMeta | None:
+def imported(folder: Path, wanted: int, image_size: Sequence[int], skip_corrupt: bool) -> DemoMeta | None:
     """The settings of a folder of imports that holds at least `wanted` demonstrations; None for any other folder.
 
     Raises:
-        UserError: it holds fewer; a shard is damaged or missing; an import was begun and gave nothing yet.
+        UserError: it holds fewer, or pictures of another size; a shard is damaged or missing; an import was begun and
+            gave nothing yet.
     """
     if not (folder / SOURCES).is_file():
         return None
@@ -85,6 +86,8 @@ def imported(folder: Path, wanted: int, skip_corrupt: bool) -> DemoMeta | None:
     first = next((shard for _, shard in open_shards(folder, files, skip_corrupt) if shard), None)
     if first is not None and first.meta.grounded:
         return None
+    if first is not None:
+        refuse_other_size(folder, first.meta, image_size)
     found = sum(share.episodes for _, share in shares(folder, skip_corrupt))
     if first is None or found < wanted:
         raise UserError(
@@ -92,6 +95,19 @@ def imported(folder: Path, wanted: int, skip_corrupt: bool) -> DemoMeta | None:
             "demos.episodes and demos.held_out."
         )
     return first.meta
+
+
+def refuse_other_size(folder: Path, there: DemoMeta, image_size: Sequence[int]) -> None:
+    """Make sure that imported pictures are as large as those of the scenes.
+
+    Raises:
+        UserError: they are not.
+    """
+    if there.image_size != tuple(image_size):
+        raise UserError(
+            f"The pictures in {folder} have {there.image_size[0]}x{there.image_size[1]} pixels, env.image_size "
+            f"is {list(image_size)}; give the same, or import into another folder with demos.path=..."
+        )
 
 
 class ImportWriter:
@@ -116,11 +132,7 @@ class ImportWriter:
                     f"{folder} holds the planner's demonstrations of {there.env_id}; import into another folder with "
                     "demos.path=..., and add these to it with FROM=vlapost."
                 )
-            if there != self.meta:
-                raise UserError(
-                    f"The pictures in {folder} have {there.image_size[0]}x{there.image_size[1]} pixels, env.image_size "
-                    f"is {list(image_size)}; give the same, or another folder with demos.path=..."
-                )
+            refuse_other_size(folder, there, image_size)
         files = list_shards(folder)
         if files and not read_sources(folder):
             raise UserError(

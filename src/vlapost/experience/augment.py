@@ -35,13 +35,7 @@ def augment(image: Tensor, generator: torch.Generator) -> Tensor:
     brightness = (u[:, 0] * BRIGHTNESS).view(B, 1, 1, 1)
     contrast = (1 + u[:, 1] * CONTRAST).view(B, 1, 1, 1)
     x = jitter(x, brightness, contrast)
-    angle, saturation = u[:, 3] * HUE * 2 * torch.pi, 1 + u[:, 2] * SATURATION
-    cos, sin = angle.cos() * saturation, angle.sin() * saturation
-    turn = torch.zeros(B, 3, 3)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
-    matrix = torch.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
-    x = torch.einsum("bij,bjhw->bihw", matrix, x)
+    x = recolour(x, u[:, 3] * HUE * 2 * torch.pi, 1 + u[:, 2] * SATURATION)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -53,6 +47,19 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     x = (x + brightness).clamp(0, 1)
     mean = x.mean((2, 3), keepdim=True)
     return ((x - mean) * contrast + mean).clamp(0, 1)
+
+
+def recolour(x: Tensor, angle: Tensor, saturation: Tensor) -> Tensor:
+    """Colours turned in the chroma plane and made stronger or weaker; brightness stays, and nothing is cut.
+
+    x: `[B, 3, H, W]`. angle (radians), saturation (1: as it was): `[B]`.
+    """
+    cos, sin = angle.cos() * saturation, angle.sin() * saturation
+    turn = torch.zeros(len(x), 3, 3)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
+    matrix = torch.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
+    return torch.einsum("bij,bjhw->bihw", matrix, x)
 
 
 NEW_TABLE = 0.7  # share of pictures that get another table

@@ -95,7 +95,8 @@ def in_order(
         if file.begin != expected:
             known = meta or (shard.meta if shard else None)
             imports = known is not None and not known.grounded
-            again = "delete the folder and import again" if imports else "run 'make demos' again"
+            ours = "run 'make demos' again, for more if it says that all are there, or ask for fewer of them"
+            again = "delete the folder and import again" if imports else ours
             raise UserError(f"{folder} lacks the shard of attempts {expected} to {file.begin - 1}; {again}.")
         expected = file.end
         if shard is None:

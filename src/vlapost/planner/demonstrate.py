@@ -71,17 +71,19 @@ def demonstrate(
     drawn = np.ones(len(actions), np.bool_) if choose is None else choose(actions)
     images: list[NDArray[np.uint8] | None] = []
     truths, success = [], []
-    held = False
+    grasped = held = False
     for action, seen, looks in zip(torch.from_numpy(actions), drawn, [*drawn[1:], False]):
         images.append(observation.image[0].numpy() if seen else None)
         truths.append(env.ground_truth())
         step = env.step(action[None], look=bool(looks))
-        observation, metrics = step.observation, step.metrics
-        success.append(bool(metrics.success))
+        observation = step.observation
+        success.append(bool(step.metrics.success))
+        now = bool(env.scenes[0].progress.held)
+        grasped |= now  # not metrics.grasp, which counts what was held while the start was spoilt
         if action[6] == CLOSED:
-            held = bool(env.scenes[0].progress.held)
+            held = now
     if not success[-1]:
-        return _cause(metrics, held)
+        return _cause(grasped, held)
     return Recording(observation.instruction[0], images, truths, actions, np.array(success))
 
 
@@ -130,8 +132,10 @@ def surface_points(path: Path) -> NDArray[np.float64]:
     return np.concatenate([mesh.vertices, points])
 
 
-def _cause(metrics: Metrics, held: bool) -> str:
-    """Why the attempt failed; `held`: the object was between the fingers in the last step before they opened."""
-    if not bool(metrics.grasp):
+def _cause(grasped: bool, held: bool) -> str:
+    """Why the attempt failed; `grasped`, `held`: the object was between the fingers in any of its steps, and in the
+    last before they opened.
+    """
+    if not grasped:
         return NOT_GRASPED
     return NOT_ON_PLATE if held else DROPPED
