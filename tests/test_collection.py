@@ -214,6 +214,23 @@ def test_parts_are_for_collecting_alone(command: ModuleType, monkeypatch: pytest
         command.run(["demos.parts=3", "demos.part=1", f"demos.path={tmp_path}"])
 
 
+@pytest.mark.parametrize(
+    ("word", "match"),
+    [
+        ("policy.unnorm_key=nobodys", "policy.unnorm_key 'nobodys' is not in"),
+        ("policy.adapter=nowhere", "There is no adapter folder .*nowhere"),
+        ("policy.checkpoint=models/nowhere", "models/nowhere"),
+    ],
+)
+def test_nothing_is_collected_for_a_policy_that_is_not_there(
+    word: str, match: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(collect_demos, "collect", lambda cfg: pytest.fail("collects"))
+    with pytest.raises(UserError, match=match):
+        train.run(["run=never", f"demos.path={tmp_path}", word])
+    assert not (config.ROOT / "lightning_logs/never").exists()
+
+
 # ---- kills
 
 

@@ -89,6 +89,9 @@ def test_what_would_end_badly_after_hours_is_refused_at_once(tmp_path: Path, mon
         (["policy.checkpoint=data"], "which this command would replace, and which holds no model"),
         (["env.image_size=[224,224]"], r"env\.image_size is \[224, 224\]; openvla-tiny sees \[128, 128\]"),
         (["demos.views=8"], r"demos\.views is 8; no actions can be learned from views"),
+        (["policy.cuda_graph=true"], r"policy\.cuda_graph"),
+        (["evaluation.actor=random"], r"evaluation\.actor is 'random'; this command evaluates the policy it trains"),
+        (["evaluation.episodes=2000"], "2000"),
     ):
         with pytest.raises(UserError, match=match):
             command.run(words)

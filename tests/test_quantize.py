@@ -173,6 +173,24 @@ def test_policies_need_neither_simulator_nor_bitsandbytes() -> None:
 # ---- recomputation
 
 
+def test_an_8_bit_base_keeps_no_input_that_recomputing_could_not_drop(observation: Observation) -> None:
+    pytest.importorskip("bitsandbytes")
+    everything, less = (make(torch.bfloat16, quantize="int8", recompute=what) for what in ("none", "blocks"))
+    one, other = gradients(everything, observation), gradients(less, observation)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    waiting, seen, found = [less.evaluate(observation, TOKENS).logprob.grad_fn], set(), 0
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+        if type(node).__name__ == "MatMul8bitLtBackward":
+            assert all(tensor is None for tensor in node.tensors)
+            found += 1
+    assert found > 30
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("what", ["mlp", "blocks"])
 def test_recomputing_changes_no_gradient_and_keeps_less(

@@ -69,6 +69,18 @@ def test_what_settles_on_its_plate_is_solved_and_not_listed(pack: str, known: li
     env.close()
 
 
+@pytest.mark.filterwarnings("ignore:The asset pack")
+@pytest.mark.parametrize(("pack", "known"), [("procedural", 1409520), pytest.param("paper", 441565, marks=PAPER)])
+def test_what_falls_on_its_plate_when_it_is_put_elsewhere_is_not_listed(pack: str, known: int):
+    name = "PutOnPlateInScene25PositionChangeTo-v1", "test"
+    plain, listed = make_held_out(find_setup(*name)), held_out(*name)
+    assert known in solved(*name) and known in plain and known not in listed
+    env = variant("PositionChangeTo-v1", "test", f"env.assets={pack}")
+    assert is_solved(env.scenes[0], known)
+    assert not any(is_solved(env.scenes[0], id_) for id_ in listed[plain != listed].tolist()[:4])
+    env.close()
+
+
 PAIR, WITH_OBJECT, WITH_RECEPTACLE = (0.95, 0.95), (0.95, 0.92, 1.0), (1.0, 0.92, 0.96)
 HEIGHTS = {
     "multi-object": WITH_OBJECT, "multi-unseen-object": WITH_OBJECT, "reposition": WITH_OBJECT,

@@ -52,7 +52,8 @@ ONE_OF = {
 OF_PPO = ("gamma", "gae_lambda", "value_lambda", "value_clip", "huber_delta", "value_coef", "normalise_advantage",
           "bootstrap_truncation", "imitation_coef")  # fmt: skip
 OF_RATIOS = ("clip", "ratio", "policy_coef", "entropy_coef", "target_kl")
-OF_ADAPTERS = ("adapter", "statistics", "lora_rank", "lora_alpha", "train_vision", "quantize", "recompute")
+OF_ADAPTERS = ("adapter", "statistics", "lora_rank", "lora_alpha", "train_vision", "quantize", "recompute",
+               "cuda_graph")  # fmt: skip
 READ_BY = {  # settings that only some learning rules read; of others they must keep their default
     **dict.fromkeys((*(f"algorithm.{key}" for key in OF_PPO), "optim.value_lr"), ("ppo",)),
     **dict.fromkeys((f"algorithm.{key}" for key in OF_RATIOS), ("ppo", "grpo")),

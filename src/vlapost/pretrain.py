@@ -20,7 +20,7 @@ from vlapost.config import ROOT, Config, UserError
 from vlapost.evaluation.summary import METRICS, write_json
 from vlapost.recipe import measured
 from vlapost.runs import MAY_CHANGE, check, claim_settings
-from vlapost.stages import Stage, perform, process
+from vlapost.stages import Stage, check_evaluation, perform, process
 from vlapost.train import fit, newest_checkpoint
 
 if TYPE_CHECKING:
@@ -65,12 +65,14 @@ def refuse(cfg: Config, name: str) -> None:
     """Before hours of work: what cannot be pretrained, and a folder that its end would replace and must not.
 
     Raises:
-        UserError: the settings of another command; pictures of another size; `policy.checkpoint` is something else
-            than a checkpoint.
+        UserError: the settings of another command; pictures of another size; an evaluation that cannot be;
+            `policy.checkpoint` is something else than a checkpoint.
     """
     from vlapost.policies.files import occupied
     from vlapost.policies.tiny import IMAGE
 
+    check_evaluation(cfg)
+    evaluate.ids_of(replace(cfg, env=config.load("base").env))
     target, size = ROOT / cfg.policy.checkpoint, [IMAGE, IMAGE]
     if cfg.algorithm.name != "pretrain":
         raise UserError(f"conf/{name}.yaml describes no pretraining; leave it out, or begin its name with pretrain_.")

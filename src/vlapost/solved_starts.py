@@ -20,7 +20,7 @@ from vlapost import config
 from vlapost.cli import progress
 from vlapost.disk import write_text
 from vlapost.envs.episodes import SOLVED, decode, held_out, solved
-from vlapost.envs.places import OBJECT, RECEPTACLE
+from vlapost.envs.places import OBJECT, RECEPTACLE, THIRD
 from vlapost.envs.setups import declare, find_setup
 
 if TYPE_CHECKING:
@@ -29,12 +29,18 @@ if TYPE_CHECKING:
 WITHIN = 0.14  # metres: bodies that start further apart do not meet; success wants 0.07 at most
 
 
+FALL = 3  # control steps after which an object that was put elsewhere has come to rest
+
+
 def is_solved(scene: PutOnPlateScene, id_: int) -> bool:
-    """Whether an episode counts as solved after its first control step, in which the arm stands still."""
+    """Whether an episode counts as solved at any step though the arm stands still: the first one, and where the object
+    is put elsewhere all until it has fallen there.
+    """
     scene.reset(options={"episode_id": torch.tensor([id_])})
-    scene.advance(torch.tensor([[0.0, 0, 0, 0, 0, 0, 1]]))
-    scene.measure()
-    return bool(scene.progress.metrics.success)
+    for _ in range(scene.setup.reposition + FALL if scene.setup.reposition else 1):
+        scene.advance(torch.tensor([[0.0, 0, 0, 0, 0, 0, 1]]))
+        scene.measure()
+    return bool(scene.progress.metrics.success_once)
 
 
 def look(name: str, obj_set: str, pack: str, seen: dict[object, bool]) -> list[int]:
@@ -42,11 +48,12 @@ def look(name: str, obj_set: str, pack: str, seen: dict[object, bool]) -> list[i
     from vlapost.envs.vector import free_memory, make_env
 
     ids, env = held_out(name, obj_set), config.load("base", []).env
-    spec = decode(find_setup(name, obj_set), ids)
+    setup = find_setup(name, obj_set)
+    spec, stands = decode(setup, ids), [OBJECT, THIRD] if setup.reposition else [OBJECT]
     bodies = torch.stack([spec.object, spec.receptacle, spec.other_object, spec.other_receptacle], 1)
     where = torch.cat([spec.places.flatten(1), spec.yaw[:, None], spec.receptacle_yaw[:, None]], 1)
-    keys = [(pack, *b, *w) for b, w in zip(bodies.tolist(), where.tolist())]
-    apart = (spec.places[:, OBJECT] - spec.places[:, RECEPTACLE]).norm(dim=1)
+    keys = [(pack, setup.reposition, *b, *w) for b, w in zip(bodies.tolist(), where.tolist())]
+    apart = (spec.places[:, stands] - spec.places[:, RECEPTACLE, None]).norm(dim=-1).amin(1)
     seen |= {key: False for key, far in zip(keys, (apart > WITHIN).tolist()) if far}
     vector = make_env(replace(env, id=name, obj_set=obj_set, assets=pack, image_size=[16, 16]), num_envs=1)
     with progress("start") as bar:

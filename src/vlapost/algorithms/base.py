@@ -117,8 +117,8 @@ class PolicyModule(L.LightningModule):
             where, what = dump(self.newest_batch, Path(self.trainer.log_dir or "."), self.global_rank)
             raise UserError(
                 f"{MOST_SKIPPED} updates in a row had no finite gradient, before optimiser step {self.global_step} "
-                f"({what}); the last minibatch of each process is beside {where}, the last checkpoint is untouched: "
-                "lower optim.lr, or look at the minibatches."
+                f"({what}); the last minibatch of each process is beside {where}. The same command would come to the "
+                "same step: begin again under another run=NAME, with a lower optim.lr."
             )
 
 
