@@ -219,7 +219,7 @@ def test_parts_are_for_collecting_alone(command: ModuleType, monkeypatch: pytest
     [
         ("policy.unnorm_key=nobodys", "policy.unnorm_key 'nobodys' is not in"),
         ("policy.adapter=nowhere", "There is no adapter folder .*nowhere"),
-        ("policy.checkpoint=models/nowhere", "models/nowhere"),
+        ("policy.checkpoint=models/nowhere", "there is no .*safetensors file; make pretrain"),
     ],
 )
 def test_nothing_is_collected_for_a_policy_that_is_not_there(

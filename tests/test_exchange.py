@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tests.test_demos import episode
 
-from vlapost import cli, collect_demos, config, export_demos, import_demos
+from vlapost import cli, collect_demos, config, export_demos, import_demos, stages
 from vlapost import pretrain as pretrain_command
 from vlapost.build import build_actor, demo_feed
 from vlapost.config import UserError
@@ -662,6 +662,9 @@ def test_imports_and_the_planners_demonstrations_stay_apart(tmp_path: Path) -> N
         collect_demos.collect(config.load("base", [*wanted, "demos.episodes=2"]))
     with pytest.raises(UserError, match=r"have 24x32 pixels, env.image_size is \[128, 128\]; give the same, or import"):
         collect_demos.collect(config.load("base", wanted[:2]))
+    with pytest.raises(UserError, match=r"have 24x32 pixels, env.image_size is \[128, 128\]"):
+        stages.plan("ppo", ["run=never", *wanted[:2]]).begin()  # before anything is claimed or evaluated
+    assert not (config.ROOT / "lightning_logs/never").exists()
     with pytest.raises(UserError, match="imported demonstrations, without the positions and labels that pretraining"):
         cfg = config.load("pretrain", [f"demos.path={folder}", "demos.episodes=1"])
         pretrain_command.pretrain(cfg, tmp_path / "untrained", tmp_path / "seeing", frozen=False)

@@ -93,7 +93,7 @@ def test_one_seed_is_compared_with_one_of_several() -> None:
 
 def test_the_first_seed_is_compared_with_the_first(tmp_path: Path) -> None:
     paths = [tmp_path / f"ind-seed{n}/episodes.jsonl" for n in (0, 2, 10)]
-    assert generalization.in_order(reversed(paths)) == paths
+    assert generalization.in_order([tmp_path / "ind-seed0-old/episodes.jsonl", *reversed(paths)]) == paths
 
 
 def test_a_drop_from_less_than_one_episode() -> None:

@@ -91,7 +91,7 @@ def test_what_would_end_badly_after_hours_is_refused_at_once(tmp_path: Path, mon
         (["demos.views=8"], r"demos\.views is 8; no actions can be learned from views"),
         (["policy.cuda_graph=true"], r"policy\.cuda_graph"),
         (["evaluation.actor=random"], r"evaluation\.actor is 'random'; this command evaluates the policy it trains"),
-        (["evaluation.episodes=2000"], "2000"),
+        (["evaluation.episodes=2000"], r"evaluation\.episodes is 2000"),
     ):
         with pytest.raises(UserError, match=match):
             command.run(words)

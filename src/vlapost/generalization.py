@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -164,9 +164,10 @@ def report(c: Config, out: Path, results: Results, spent: dict[str, float]) -> T
     return table
 
 
-def in_order(found: Iterable[Path]) -> list[Path]:
-    """The files of the seeds of a setup, whose folders end in their numbers."""
-    return sorted(found, key=lambda path: int(path.parent.name.rpartition("-seed")[2]))
+def in_order(found: Sequence[Path]) -> list[Path]:
+    """The files of the seeds of a setup, whose folders end in their numbers; not those of copies with other names."""
+    numbers = {path: path.parent.name.rpartition("-seed")[2] for path in found}
+    return sorted((path for path in found if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
 
 
 def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
@@ -181,7 +182,7 @@ def load(c: Config, place: Path, setups: Sequence[str]) -> Results:
     if not reports:
         raise UserError(f"{place} holds no report; give the folder that make generalization printed at its end.")
     against.same_scenes(c, reports[0])
-    paths = {name: in_order(place.glob(f"{name}-seed*/episodes.jsonl")) for name in setups}
+    paths = {name: in_order([*place.glob(f"{name}-seed*/episodes.jsonl")]) for name in setups}
     known = {name: [list(log.read(path).values()) for path in found] for name, found in paths.items() if found}
     if not known:
         raise UserError(f"{place} holds no episodes of {', '.join(setups)}; name setups that both have.")

@@ -85,11 +85,7 @@ def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has read the base, which may be 15 GB
         claim_settings(folder, cfg, may_change)
         return
-    held = {"checkpoint": evaluate.fingerprint(base_of(cfg))}
-    if cfg.policy.adapter and (config.ROOT / cfg.policy.adapter).is_dir():  # or an earlier stage has still to make it
-        origin.refuse_other_base(cfg, held["checkpoint"])
-        held["adapter"] = evaluate.adapter_fingerprint(cfg)
-    known_key(cfg)
+    held = weights(cfg)
     claim_settings(folder, cfg, may_change)
     for (key, now), mark in zip(held.items(), (folder / origin.BASE, folder / "adapter.sha256")):
         if not mark.is_file():
@@ -99,6 +95,20 @@ def claim(folder: Path, cfg: Config, may_change: tuple[str, ...] = MAY_CHANGE) -
                 f"The run '{cfg.run}' was started when policy.{key}={getattr(cfg.policy, key)} held other weights; "
                 "choose another name with run=NAME."
             )
+
+
+def weights(cfg: Config) -> dict[str, str]:
+    """Fingerprints of the base, "checkpoint", and of the adapter, "adapter", if there is one; both fit each other.
+
+    Raises:
+        UserError: there is no such base, or not with these action statistics; the adapter is of another one.
+    """
+    held = {"checkpoint": evaluate.fingerprint(base_of(cfg))}
+    if cfg.policy.adapter and (config.ROOT / cfg.policy.adapter).is_dir():  # or an earlier stage has still to make it
+        origin.refuse_other_base(cfg, held["checkpoint"])
+        held["adapter"] = evaluate.adapter_fingerprint(cfg)
+    known_key(cfg)
+    return held
 
 
 def known_key(cfg: Config) -> None:

@@ -39,8 +39,16 @@ class Training:
     rl: list[Stage]
 
     def begin(self) -> None:
-        """Refuse sizes that do not fit, then claim the folders of RL, of the warm-up, if there is one, and `base`'s."""
+        """Refuse sizes and imports that do not fit, then claim the folders of RL, of the warm-up, if there is one, and of
+        `base`.
+        """
+        from vlapost.exchange.folder import imported
+
         check(self.cfg, self.warmup)
+        for cfg, product in ((self.warmup, self.warm), (self.cfg, self.tuned)):
+            if "demos" in cfg.experience.schedule and not product.exists():
+                d = cfg.demos
+                imported(ROOT / d.path, d.episodes + d.held_out, cfg.env.image_size, d.skip_corrupt)
         claim(self.folder, self.cfg, HOW)
         if not self.cfg.policy.adapter:
             claim(self.folder / "sft", self.warmup, HOW)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vlapost import cli, collect_demos, config
 from vlapost.config import Config, UserError
 from vlapost.disk import alone
-from vlapost.runs import amount, check, claim, keep_processes, known_key, place, processes
+from vlapost.runs import amount, check, claim, keep_processes, place, processes, weights
 
 if TYPE_CHECKING:
     import lightning as L
@@ -46,14 +46,14 @@ def run(argv: list[str]) -> None:
         cli.end_with_parent()
     elif "demos" in cfg.experience.schedule:
         check(cfg)
-        check_base(cfg)
+        check_weights(cfg)
         if (folder / "config.yaml").is_file():  # a new run is claimed when its demonstrations are there
             claim(folder, cfg)
         collect_demos.collect(cfg)
     train(cfg, folder)
 
 
-def check_base(cfg: Config) -> None:
+def check_weights(cfg: Config) -> None:
     """Make sure that there is something to train: the base, its action statistics and an adapter that fits.
 
     Raises:
@@ -63,13 +63,14 @@ def check_base(cfg: Config) -> None:
         from vlapost.policies.load import check_adapter
 
         check_adapter(config.ROOT / cfg.policy.adapter, cfg.policy)
-    known_key(cfg)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once: a base may be 15 GB
+        weights(cfg)
 
 
 def train(cfg: Config, folder: Path) -> None:
     """Run a stage to its end, from its newest checkpoint if there is one."""
     check(cfg)
-    check_base(cfg)  # before the run's name is taken
+    check_weights(cfg)  # before the run's name is taken
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
     adapter = folder / "adapter"

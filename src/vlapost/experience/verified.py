@@ -95,7 +95,7 @@ def in_order(
         if file.begin != expected:
             known = meta or (shard.meta if shard else None)
             imports = known is not None and not known.grounded
-            ours = "run 'make demos' again, for more if it says that all are there, or ask for fewer of them"
+            ours = "run 'make demos' again for more demonstrations than lie before it, or ask for fewer"
             again = "delete the folder and import again" if imports else ours
             raise UserError(f"{folder} lacks the shard of attempts {expected} to {file.begin - 1}; {again}.")
         expected = file.end
