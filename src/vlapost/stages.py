@@ -39,9 +39,7 @@ class Training:
     rl: list[Stage]
 
     def begin(self) -> None:
-        """Refuse sizes and imports that do not fit, then claim the folders of RL, of the warm-up, if there is one, and of
-        `base`.
-        """
+        """Refuse sizes and imports that do not fit, then claim the folders of RL, `base` and a warm-up, if there is one."""
         from vlapost.exchange.folder import imported
 
         check(self.cfg, self.warmup)
