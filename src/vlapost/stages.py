@@ -39,7 +39,7 @@ class Training:
     rl: list[Stage]
 
     def begin(self) -> None:
-        """Refuse sizes and imports that do not fit, then claim the folders of RL, `base` and a warm-up, if there is one."""
+        """Refuse sizes and imports that do not fit, then claim the folders of RL, of `base` and of a warm-up."""
         from vlapost.exchange.folder import imported
 
         check(self.cfg, self.warmup)
