@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WITHIN = 0.14  # metres: bodies that start further apart do not meet; success wants 0.07 at most
 
 
-FALL = 3  # control steps after which an object that was put elsewhere has come to rest
+FALL = 3  # control steps after which an object that was put elsewhere lies (ten find no other starts)
 
 
 def is_solved(scene: PutOnPlateScene, id_: int) -> bool:
