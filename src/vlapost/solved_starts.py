@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vlapost.envs.scene import PutOnPlateScene
 
 WITHIN = 0.14  # metres: bodies that start further apart do not meet; success wants 0.07 at most
-
-
 FALL = 3  # control steps after which an object that was put elsewhere lies (ten find no other starts)
 
 

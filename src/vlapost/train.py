@@ -46,31 +46,31 @@ def run(argv: list[str]) -> None:
         cli.end_with_parent()
     elif "demos" in cfg.experience.schedule:
         check(cfg)
-        check_weights(cfg)
-        if (folder / "config.yaml").is_file():  # a new run is claimed when its demonstrations are there
+        check_start(cfg)
+        if (folder / "config.yaml").is_file():
             claim(folder, cfg)
+        else:  # a new run is claimed when its demonstrations are there
+            weights(cfg)
         collect_demos.collect(cfg)
     train(cfg, folder)
 
 
-def check_weights(cfg: Config) -> None:
-    """Make sure that there is something to train: the base, its action statistics and an adapter that fits.
+def check_start(cfg: Config) -> None:
+    """Make sure that the adapter to start from, if there is to be one, is there and fits.
 
     Raises:
-        UserError: there is not.
+        UserError: it is not, or does not.
     """
     if cfg.policy.adapter:
         from vlapost.policies.load import check_adapter
 
         check_adapter(config.ROOT / cfg.policy.adapter, cfg.policy)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once: a base may be 15 GB
-        weights(cfg)
 
 
 def train(cfg: Config, folder: Path) -> None:
     """Run a stage to its end, from its newest checkpoint if there is one."""
     check(cfg)
-    check_weights(cfg)  # before the run's name is taken
+    check_start(cfg)  # before the run's name is taken
     claim(folder, cfg)
     checkpoint = newest_checkpoint(folder / "checkpoints")  # damaged: said before anything heavy loads
     adapter = folder / "adapter"

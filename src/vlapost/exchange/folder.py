@@ -84,9 +84,9 @@ def imported(folder: Path, wanted: int, image_size: Sequence[int], skip_corrupt:
             )
         return None
     first = next((shard for _, shard in open_shards(folder, files, skip_corrupt) if shard), None)
-    if first is not None and first.meta.grounded:
-        return None
     if first is not None:
+        if first.meta.grounded:
+            return None
         refuse_other_size(folder, first.meta, image_size)
     found = sum(share.episodes for _, share in shares(folder, skip_corrupt))
     if first is None or found < wanted:
